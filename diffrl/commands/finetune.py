@@ -13,6 +13,7 @@ from diffrl.images import rewards
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, implied, schema_of
 from diffrl.images.config.algorithms import BackpropagationConfig, DPOConfig, SupervisedConfig
 from diffrl.images.config.base import check_model, check_rank, is_builtin
+from diffrl.images.config.pipelines import takes_prompts
 from diffrl.images.launch import end_with_launcher, together
 from diffrl.images.lists import metadata_rows, read_prompts
 from diffrl.images.rewards.arguments import PROMPTS
@@ -82,7 +83,7 @@ def _refuse_pipeline(schema: type[FinetuneConfig], model: str, given: Collection
     if is_builtin(model):
         return
     check_model(model)
-    if schema is not SupervisedConfig and not {"prompts", "pairs"}.intersection(given):
+    if schema is not SupervisedConfig and not {"prompts", "pairs", "data"}.intersection(given) and takes_prompts(model):
         raise UserError(f"Which prompts? {model} needs --prompts FILE, one a line.")
 
 
@@ -108,7 +109,7 @@ def refuse_unknown(config: FinetuneConfig) -> None:
         require_gradient(config.reward, config.algo)
     refuse_human(config)
     check_model(config.model)
-    told = [name for name in ("prompts", "pairs") if getattr(config, name, None) is not None]
+    told = [name for name in ("prompts", "pairs", "data") if getattr(config, name, None) not in (None, "digits")]
     _refuse_pipeline(type(config), config.model, told)
     refuse(config)
     check_rank(config)

@@ -20,6 +20,7 @@ from diffrl.images.run import (
     grid_path,
     plot_curve,
     read_grid,
+    short_name,
 )
 from diffrl.support.errors import UserError
 from diffrl.support.names import apart, breakable, wrapped
@@ -82,12 +83,15 @@ def plot_curves(runs: Sequence[FinetuneRun]) -> bytes:
         axes.set_axis_off()
     # A run need not be in every panel: supervised ones have no reward.
     lines_of = [line for axes in panels for line in axes.get_lines()]
-    legend = {str(line.get_label()): line for line in lines_of}
+    found = {str(line.get_label()): line for line in lines_of}
+    legend = [label for label in (wrapped(name, 50) for name in short) if label in found]
+    columns = min(3, len(legend))
+    legend = [label for i in range(columns) for label in legend[i::columns]]  # which is filled column by column
     figure.legend(
-        list(legend.values()),
-        list(legend),
+        [found[label] for label in legend],
+        legend,
         loc="outside lower center",
-        ncols=min(3, len(runs)),
+        ncols=columns,
         frameon=False,
         fontsize=9,
     )
@@ -102,10 +106,13 @@ def _panels(runs: Sequence[FinetuneRun], name: str) -> list[tuple[str, str, list
     least = min(2, max(len(run.measured) for run in runs))
     named = {"reward": "scored_by", "held_out": "held_out"}.get(name)
     found: dict[str, list[int]] = {}
+    called: dict[str, str] = {}
     for i, run in enumerate(runs):
         if sum(name in entry for entry in run.measured) >= least:
-            found.setdefault(str(getattr(run.config, named)) if named else "", []).append(i)
-    return [(name, _in_two_lines(of) if len(found) > 1 else "", shown) for of, shown in found.items()]
+            reward = str(getattr(run.config, named)) if named else ""
+            found.setdefault(reward, []).append(i)
+            called[reward] = str(run.reward_written(named)) if named else ""
+    return [(name, _in_two_lines(called[of]) if len(found) > 1 else "", shown) for of, shown in found.items()]
 
 
 def _in_two_lines(reward: str) -> str:
@@ -125,7 +132,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
         title = breakable(called)
         n, what_of = config.seen(last["round"], last["queries"])
         count = f"{n:,} {what_of.removeprefix('images ')}"
-        known = (config.algo, config.model, config.scored_by, f"seed {config.seed}")
+        known = (config.algo, short_name(config.model), run.reward_written("scored_by"), f"seed {config.seed}")
         what = html.escape(", ".join(word for word in known if word is not None))
         rows.append(
             f"<tr><td><b>{title}</b><br>{what}</td><td class=n>{count}</td>"

@@ -111,7 +111,10 @@ class Examples:
     def _files(self, row: Mapping[str, Any], where: str) -> list[Path]:
         if self.frames == 0:
             if "file_name" not in row and "frames" in row:
-                raise DataError(f"{where}: this is a video, by its frames; the model makes images and needs file_name.")
+                raise DataError(
+                    f"{where}: this is a video, by its frames; the model makes images and needs file_name. Wan makes "
+                    "videos with --frames N."
+                )
             return [_file(self.folder, _value(row, "file_name", where), "file_name", where)]
         names = _value(row, "frames", where)
         if not isinstance(names, list) or len(names) < self.frames:

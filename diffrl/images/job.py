@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,13 @@ from torch import Tensor
 from diffrl.images import rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
-from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.config.base import CONFIG, base_of, check_rank, flag
+from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
+from diffrl.images.config.base import CONFIG, base_of, check_rank
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
-from diffrl.images.examples import extras_of, folder_examples, folder_pairs
-from diffrl.images.lists import read_prompts
-from diffrl.images.model import ImageModel, NotFinite, image_shape
+from diffrl.images.examples import extras_of
+from diffrl.images.model import NotFinite, image_shape
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
-from diffrl.images.models.pipelines import PipelineModel
 from diffrl.images.rewards.base import check_prompts, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import scaled
@@ -41,9 +40,11 @@ from diffrl.images.run import (
     training_loss,
     write_model,
 )
-from diffrl.images.samples import LostProcess, Prompts, RunState, Setup, World, chain_of, conditions, plain, prompts_of
+from diffrl.images.run_prompts import prompts_of_run
+from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
 from diffrl.images.signs import rounding, too_far
-from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human
+from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of, written
+from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
 from diffrl.support import folder as folders
 from diffrl.support import schema
 from diffrl.support.console import console, work
@@ -93,6 +94,8 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
     settle()
     world = World(resolve_device(config.device))
     doing, less = f"fine-tuning {config.model}", _less_memory(config)
+    if world.main and not quiet and not config.builtin:
+        console.print(f"Loading {config.model} ...", markup=False)  # half a minute may pass without a word
     with contextlib.ExitStack() as held:
         held.callback(world.close)
         path = held.enter_context(_alone(config, resumed)) if world.main else Path()
@@ -101,7 +104,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
             new = resumed is None
             adamw8bit.require(adamw8bit.ASKED if new else f"{path / CONFIG} says optimiser: adamw8bit, which")
         with explaining_memory(doing, less):
-            session = _Session(config, world, quiet or not world.main, resumed is None)
+            session = _Session(config, world, quiet or not world.main, resumed)
         with explaining_memory(doing, less, session.kept), going_on(session.stopped):
             return session.run(path, resumed)
 
@@ -110,7 +113,7 @@ def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Pa
 def _alone(config: FinetuneConfig, resumed: FinetuneRun | None) -> Iterator[Path]:
     """Yield the folder of a new run or of one that goes on, in which the main process is alone."""
     if resumed is None:
-        with claimed(config.out, f"{config.algo}-{Path(config.model).name}", FILES) as path:
+        with claimed(config.out, f"{config.algo}-{short_name(config.model).replace(':', '-')}", FILES) as path:
             yield path
     else:
         with folders.held(resumed.path):
@@ -132,8 +135,8 @@ class _Session:
 
     folder: FinetuneRun
 
-    def __init__(self, config: FinetuneConfig, world: World, quiet: bool, new: bool) -> None:
-        self.config, self.world, self.quiet = config, world, quiet
+    def __init__(self, config: FinetuneConfig, world: World, quiet: bool, resumed: FinetuneRun | None) -> None:
+        self.config, self.world, self.quiet, new = config, world, quiet, resumed is None
         self._check_shares()
         device = str(world.device)
         with _waiting_for(world):  # what is made at first use is made by one
@@ -144,13 +147,23 @@ class _Session:
             self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
+            before = {} if resumed is None else resumed.about().get(FILES_OF_REWARDS, {})
+            self.files = files_of(config, before)
+            for note in changed(self.files, before):
+                self._say(f"[yellow]{note}[/]")
+            for asked in (reward, self.held_out):
+                as_written(asked, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
-        prompts = _prompts(config, model)
+        prompts = prompts_of_run(config, model)
         for asked in (reward, self.held_out):
+            refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
         if config.shard and world.size > 1:
+            # Said of blocks that return a part of a tensor; it is for code that then adds to that in place, which no
+            # network here does: gradients are those of one process (tests/images/test_processes.py).
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
             world.shard(model.tuned)
         self.setup = Setup(config, model, chain_of(model, config), prompts, reward, world)
         self.state = RunState(queries=config.scored_before, kl_weight=config.kl_weight, say=self._say)
@@ -163,6 +176,12 @@ class _Session:
         self._say(self._title())
         for note in notes(self.setup.reward):
             self._say(note)
+        n, prompts = self.config.eval_samples, len(self.setup.prompts)
+        if n < 2 * prompts and resumed is None:
+            seen = counted(-(-n // 2), "prompts")
+            self._say(
+                f"Evaluations show {seen} of {prompts:,}, two images each: --eval-samples {2 * prompts} shows all."
+            )
         with self._progress("Preparing", self.config.scored_before):
             self.algorithm.prepare(path)
         if saved is not None:
@@ -236,10 +255,10 @@ class _Session:
             for complaint in complaints + checkpoint.made_again(path, saved.step, config.rounds, "rounds"):
                 self._say(f"[yellow]{complaint}[/]")
             if saved.step > config.rounds:
-                raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", flag(config.counts)))
+                raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds"))
             if saved.step == config.rounds and world.main:
                 gone = lost(resumed, config) or []
-                self._say(folders.all_done(path, saved.step, "rounds", gone, flag(config.counts), config.unit))
+                self._say(folders.all_done(path, saved.step, "rounds", gone, config.unit))
             if world.main and (for_good := gone_for_good(resumed, saved.step)):
                 self._say(for_good)
         done = -1 if saved is None else saved.step
@@ -254,6 +273,8 @@ class _Session:
                 about["base"] = base
             if config.model == "tiny-emoji":
                 about["weights"] = shipped_weights()
+            if self.files:
+                about[FILES_OF_REWARDS] = self.files
             self.folder.write(about)
             if resumed is not None:
                 checkpoint.clean(path, done)
@@ -379,7 +400,7 @@ class _Session:
         """Write what was trained, as diffusers has it, and the picture; print the table."""
         if self.world.main:
             write_model(self.folder.path, self.setup.model)
-            reward = "" if self.config.scored_by is None else f", reward: {self.config.scored_by}"
+            reward = "" if self.config.scored_by is None else f", reward: {written(self.config.scored_by, self.files)}"
             title = f"{self.config.algo} on {short_name(self.config.model)}{reward}"
             plot_before_after(self.folder, self.folder.path / PICTURE, title)
             if not self.quiet:
@@ -394,7 +415,9 @@ class _Session:
             how = f"its layers {which}" if which else "the whole network"
         else:
             how = f"LoRA of rank {tuned.lora.rank}" + (f" on {which}" if which else "")
-        what = "" if config.scored_by is None else f", reward {config.scored_by}"
+        if config.model.startswith("control:"):
+            how = "the ControlNet branch" if how == "the whole network" else f"{how}, in the ControlNet branch"
+        what = "" if config.scored_by is None else f", reward {written(config.scored_by, self.files)}"
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "
@@ -458,40 +481,3 @@ def _classifier(config: FinetuneConfig) -> IndependentClassifier | None:
     """A classifier of the built-in models' images that is no part of any reward; None for other models."""
     base = base_of(config.model)
     return None if base is None else classifier_of(base)
-
-
-def _prompts(config: FinetuneConfig, model: ImageModel) -> Prompts:
-    """The prompts of --prompts; else those of the images or pairs; else a built-in model's classes.
-
-    All are encoded once, so that a bad one is found before training.
-    """
-    if config.prompts is not None:
-        texts, metadata = read_prompts(config.prompts, files=model.extras)
-        prompts = Prompts(tuple(texts), tuple(metadata))
-    elif isinstance(config, SupervisedConfig) and config.data not in (None, "digits"):
-        examples = folder_examples(config.data, model)
-        prompts = Prompts(tuple(examples.prompts), tuple(examples.metadata))
-    elif isinstance(config, DPOConfig) and config.pairs is not None:
-        prompts = plain(list(dict.fromkeys(folder_pairs(config.pairs, model).prompts)))
-    elif config.builtin:
-        prompts = plain(prompts_of(base_of(config.model)))
-    elif isinstance(config, SupervisedConfig):
-        prompts = plain([""])
-    else:
-        raise UserError(f"Which prompts? {config.model} needs --prompts FILE, one a line.")
-    conditions(model, prompts.texts[:1], prompts.metadata[:1])
-    if not model.extras:
-        once = list(dict.fromkeys(prompts.texts))
-        conditions(model, once, [{}] * len(once))
-    if config.lean and isinstance(model, PipelineModel):
-        model.settle([*prompts.texts, *_prompts_of_data(config, model)])
-    return prompts
-
-
-def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:
-    """The prompts that stand beside a run's images or pairs."""
-    if isinstance(config, SupervisedConfig | ReFLConfig) and config.data not in (None, "digits"):
-        return list(folder_examples(config.data, model).prompts)
-    if isinstance(config, DPOConfig) and config.pairs is not None:
-        return list(folder_pairs(config.pairs, model).prompts)
-    return []

@@ -38,6 +38,12 @@ def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list
     return texts, metadata
 
 
+def line_of(path: Path, index: int) -> int:
+    """The number of the line of a prompts file in which its prompt number `index`, from 0, stands."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [number for number, line in enumerate(lines, 1) if line.strip()][index]
+
+
 def metadata_rows(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """The lines of a folder's metadata, numbered from 1, blank ones left out.
 

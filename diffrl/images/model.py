@@ -5,7 +5,7 @@ import copy
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -108,6 +108,8 @@ class Lora:
     Linear and Conv2d layers; None: all projections of attention, as DDPO has it."""
     named: bool = False
     """Whether a person named them: each must then be there."""
+    source: str = field(default="", compare=False)
+    """The file that the adapters are read from, where they are not new."""
 
 
 class Origin(NamedTuple):
@@ -270,6 +272,11 @@ def _inject(network: nn.Module, lora: Lora) -> None:
     if lora.named:
         for end in targets:
             _check_layer(network, end, adaptable, "takes no adapters: Linear and Conv2d layers do")
+    if not names and lora.source:
+        raise UserError(
+            f"{lora.source} holds adapters of another model: they are on {targets[0]} and the like, and this model's "
+            f"{type(network).__name__} has no such layers."
+        )
     if not names:
         raise UserError(
             f"{type(network).__name__} has no layer whose name ends in {', '.join(targets)}, so there is nothing to "

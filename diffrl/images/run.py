@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
-from diffrl.images.config.base import CONFIG, DIFFUSERS, PEFT, TINY
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.config.base import CONFIG, VARIANTS
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
-from diffrl.images.rewards.entry import is_single
 from diffrl.images.saved import has_weights
 from diffrl.images.signs import CHANCE, warnings
+from diffrl.images.stored import FILES_OF_REWARDS, load, plain, written
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, read_json, read_yaml, reading
+from diffrl.support.files import atomic_path, by_umask, read_json, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
-from diffrl.support.schema import read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,6 +124,16 @@ class FinetuneRun:
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(self.config, **{**changes, "out": self.path})
 
+    def reward_written(self, name: str) -> str | None:
+        """The reward `scored_by` or `held_out`, its files as they were written when the run began; None for none."""
+        spec = getattr(self.config, name)
+        return None if spec is None else written(spec, self.about().get(FILES_OF_REWARDS, {}))
+
+    def about(self) -> dict[str, Any]:
+        """What `run.json` says; nothing where it says nothing that can be read."""
+        about = folder.read_json(self.path / ABOUT, say=False) if (self.path / ABOUT).exists() else {}
+        return about if isinstance(about, dict) else {}
+
     @classmethod
     def read(cls, path: Path | str) -> "FinetuneRun":
         """Open a run's folder. Raises UserError where it is not that of a fine-tuning run of images."""
@@ -209,6 +219,7 @@ def write_model(path: Path, model: "ImageModel") -> None:
         model.save(temporary)
         for file in temporary.rglob("*.json"):
             _forget_folder(file)
+        by_umask(temporary)  # safetensors writes files that only their owner reads
         drop_model(path)
 
 
@@ -223,10 +234,21 @@ def _forget_folder(file: Path) -> None:
 def said_of_model(model: Path, started: str) -> str:
     """What a run's `model` is, and how it is used again. started: the model that the run began with."""
     variant = started.partition(":")[0] if started.startswith(("control:", "reference:", "video:")) else ""
+    adapters = (model / PEFT).is_file() or (model / DIFFUSERS).is_file()
+    whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
+    if variant == "reference" and adapters:
+        return (
+            f"{model} (LoRA adapters, {whose} format, for the model with reference attention: --model {started} "
+            f"--adapter {model}; docs/supervised.md says how it is used elsewhere)"
+        )
     if variant in ("control", "video"):
-        adapters = "LoRA adapters in " if (model / PEFT).is_file() or (model / DIFFUSERS).is_file() else ""
-        whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
-        return f"{model} ({adapters}{whose} format)"
+        return f"{model} ({'LoRA adapters in ' * adapters}{whose} format)"
+    if (model / SECOND).is_file():
+        return (
+            f"{model} (LoRA adapters of two networks, diffusers' format: --adapter {model}; in diffusers "
+            f'pipeline.load_lora_weights("{model}"), then the same with weight_name="{SECOND}", '
+            "load_into_transformer_2=True)"
+        )
     if (model / PEFT).is_file():
         return f"{model} (LoRA adapters, peft's format: --adapter {model})"
     if (model / DIFFUSERS).is_file():
@@ -247,32 +269,6 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
     except (KeyError, TypeError, AttributeError) as error:
         raise folder.Damaged(file, f"is damaged: it is no record of evaluations ({error})") from error
     return list(history)
-
-
-def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
-    """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
-    values = {**dataclasses.asdict(config), "out": path}
-    for name in ("model", "data"):  # a folder, or a name
-        value = values.get(name)
-        if isinstance(value, str) and value not in ("digits", *TINY) and Path(value).is_dir():
-            values[name] = Path(value)
-    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def load(path: Path) -> FinetuneConfig:
-    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold.
-
-    Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
-    """
-    values = dict(read_yaml(path))
-    schema = schema_of(values.get("algo"))
-    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
-        values["reward"] = reward  # a file is no first look
-    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
-    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
-    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
-        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
-    return config
 
 
 # --- In words ------------------------------------------------------------------------------------------------------
@@ -388,7 +384,10 @@ def grid_path(folder: Path, number: int) -> Path:
 
 
 def short_name(model: str) -> str:
-    """A model's name for a title: of a path its last part; of a run's `model` the run's."""
+    """A model's name for a title: of a path its last part; of a run's `model` the run's; behind VARIANT: as it is."""
+    variant, colon, pipeline = model.partition(":")
+    if colon and variant in VARIANTS:
+        return f"{variant}:{short_name(pipeline)}"
     path = Path(model)
     return path.parent.name if path.name == MODEL and path.parent.name else path.name or model
 

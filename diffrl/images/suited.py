@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from os.path import normpath
+from typing import TYPE_CHECKING
 
-from diffrl.images.config.algorithms import ALGORITHMS
+from diffrl.images.config.algorithms import ALGORITHMS, DRaFTConfig
 from diffrl.images.config.base import NOTHING, FinetuneConfig, OnlineConfig, base_of
 from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.lists import read_prompts
-from diffrl.images.rewards.base import Reward, asks_a_person, grouped
+from diffrl.images.rewards.base import Reward, asks_a_person, grouped, parts_of
 from diffrl.images.rewards.registry import check
 from diffrl.support.errors import UserError
+
+if TYPE_CHECKING:
+    from diffrl.images.model import ImageModel
 
 DIGITS = ("digit", "digit-held-out")
 """The rewards that take an image for a handwritten digit, whatever it shows."""
 
 
 def refuse(config: FinetuneConfig) -> None:
-    """Raise UserError for rewards that cannot tell, in a new run of these settings, what they are asked for.
+    """Raise UserError for settings of a new run that mean nothing, and for rewards that cannot tell what is asked.
 
-    By their names, as they are written: a reward on images that the model does not make, and a held-out reward that is
-    the reward.
+    Rewards by their names, as they are written: one on images that the model does not make, and a held-out reward that
+    is the reward.
     """
+    _refuse_nonsense(config)
     spec, held_out = config.scored_by, None if config.held_out == NOTHING else config.held_out
     for option, text in (("--reward", spec), ("--held-out", held_out)):
         of_digits = [entry for _, entry, _ in check(text, option) if _named(entry.usage) in DIGITS] if text else []
@@ -35,6 +41,16 @@ def refuse(config: FinetuneConfig) -> None:
             f"--held-out {held_out} is the reward itself, which cannot show that it is hacked: leave it out, give "
             "another reward, or --held-out none."
         )
+
+
+def _refuse_nonsense(config: FinetuneConfig) -> None:
+    """Raise UserError for numbers of a new run that mean nothing; older runs, which took them, are still read."""
+    if config.guidance < 0:
+        raise UserError(f"--guidance is {config.guidance:g}; expected at least 0, and 1 for none.")
+    if config.shard and config.processes == 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError("--shard shares frozen weights among processes, and there is one: give --processes 2 or more.")
+    if isinstance(config, DRaFTConfig) and config.draft_steps > max(config.steps, DRaFTConfig.draft_steps):
+        raise UserError(f"--draft-steps is {config.draft_steps}, more than the {config.steps} --steps of the chain.")
 
 
 def refuse_human(config: FinetuneConfig, processes: int = 1, new: bool = True) -> None:
@@ -67,6 +83,19 @@ def refuse_grouped(config: FinetuneConfig, asked: Sequence[Reward | None], proce
             raise UserError(f"{reward.name} compares the images of a prompt: leave out --processes.")
     if new and asked[0] is not None and grouped(asked[0]):
         _require_groups(asked[0].name, config)
+
+
+def refuse_videos(reward: Reward | None, model: ImageModel) -> None:
+    """Raise UserError where a reward of one's own is made for whole videos, and the model makes images."""
+    from diffrl.images.model import image_shape
+    from diffrl.images.rewards.python import Function
+
+    whole = [part for part in parts_of(reward) if isinstance(part, Function) and part.videos]
+    if whole and len(image_shape(model)) == 3:
+        raise UserError(
+            f"{whole[0].name} says videos = True, and the model makes images: leave that out, or take a model of "
+            "videos (Wan with --frames N)."
+        )
 
 
 def notes(reward: Reward | None) -> list[str]:

@@ -62,20 +62,18 @@ def resume(
     if kind == IMAGES:
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
-        from diffrl.images.config.base import flag
         from diffrl.images.run import FinetuneRun, gone_for_good, is_whole, print_run
 
         finished = FinetuneRun.read(path)
         config = finished.asked(steps)
-        folder.refuse_fewer(path, config.rounds, "rounds", flag(config.counts))
+        folder.refuse_fewer(path, config.rounds, "rounds")
         changed = stop_kl is not None or device is not None or "WORLD_SIZE" in os.environ
         if not changed and is_whole(finished, config):  # shown without torch and without its model
             with held(path):
                 if not quiet:
                     if steps is not None and config.plan:
                         console.print(f"{config.plan}.")
-                    longer = {"option": flag(config.counts), "unit": config.unit}
-                    console.print(folder.all_done(path, config.rounds, "rounds", **longer), markup=False)
+                    console.print(folder.all_done(path, config.rounds, "rounds", unit=config.unit), markup=False)
                     if gone := gone_for_good(finished, config.rounds):
                         console.print(gone, markup=False)
                     print_run(finished)

@@ -290,6 +290,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(lock)
 
 
+def by_umask(folder: Path) -> None:
+    """Give all files in a folder that was written just now the mode that a new file has here, by the umask."""
+    with tempfile.TemporaryDirectory(dir=folder) as probe:
+        file = Path(probe) / "file"
+        file.touch()
+        mode = file.stat().st_mode
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+
+
 _MARK = ".tmp"
 """What the names of temporary folders end with."""
 

@@ -65,13 +65,13 @@ def ends_sooner(folder: Path, made_for: int, now: int, what: str = "steps") -> s
     return f"{folder} was made for {counted(made_for, what)}, and is to end at {now:,} now."
 
 
-def too_far(folder: Path, done: int, asked: int, what: str = "steps", option: str = "--steps") -> str:
+def too_far(folder: Path, done: int, asked: int, what: str = "steps") -> str:
     """What is said of a run that has made more steps, or whatever it counts, than it is asked for."""
     has = f"{folder} has {counted(done, what)} already"
-    return f"{has}, more than the {counted(asked, what)} asked for: give a larger {option} to go on."
+    return f"{has}, more than the {counted(asked, what)} asked for: give a larger --steps to go on."
 
 
-def refuse_fewer(folder: Path, asked: int | None, what: str = "steps", option: str = "--steps") -> None:
+def refuse_fewer(folder: Path, asked: int | None, what: str = "steps") -> None:
     """Raise UserError where a run's newest whole checkpoint is of more steps than it is asked for. Needs no torch.
 
     Only checkpoints of more steps are read, to see whether they are whole.
@@ -86,22 +86,19 @@ def refuse_fewer(folder: Path, asked: int | None, what: str = "steps", option: s
         except (OSError, Damaged):
             whole = False
         if whole and files:
-            raise UserError(too_far(folder, step, asked, what, option))
+            raise UserError(too_far(folder, step, asked, what))
 
 
-def all_done(
-    folder: Path, done: int, what: str = "steps", lost: Sequence[str] = (), option: str = "--steps", unit: str = ""
-) -> str:
+def all_done(folder: Path, done: int, what: str = "steps", lost: Sequence[str] = (), unit: str = "") -> str:
     """What is said of a run that has nothing left to do.
 
-    lost: what of it is gone or damaged, and is made again. option: what makes it longer. unit: what that counts, where
-    it is to be told.
+    lost: what of it is gone or damaged, and is made again. unit: what --steps counts, where it is to be told.
     """
     more = f"N {unit}" if unit else "N"
     made = f"its one {singular(what)} is done" if done == 1 else f"all {done:,} {what} are done"
     if lost:
         return f"{folder}: {made}. Gone, damaged or out of date, and made again: {', '.join(lost)}."
-    return f"{folder}: {made}. `diffrl resume {folder} {option} N` goes on to {more} in all."
+    return f"{folder}: {made}. `diffrl resume {folder} --steps N` goes on to {more} in all."
 
 
 def without_checkpoint(folder: Path) -> str:
@@ -194,6 +191,10 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
                 f"{folder / name} is there already, and belongs to no run: it is not overwritten. Move it away, or "
                 "choose another --out."
             )
+    if not ours and folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others:
+            raise UserError(f"{folder} is neither empty nor a run: {others[0]} is in it. Choose another --out.")
 
 
 _OF_PROGRESS = ("scores.json", "metrics.csv")

@@ -89,6 +89,7 @@ def test_a_picture_has_its_prompts_and_a_short_title(quick: Path, monkeypatch: p
         assert str(quick) not in file.read_text(), file
         assert "models" not in json.loads(file.read_text()).get("_name_or_path", ""), file
     names = {"tiny-digits": "tiny-digits", "/far/away/first": "first", "first/model": "first", "owner/name": "name"}
+    names |= {"control:/far/sd": "control:sd", "video:owner/name": "video:name"}
     assert {model: short_name(model) for model in names} == names
 
 
@@ -142,8 +143,18 @@ def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.Capt
     assert FinetuneRun.read(quick / "further").config.lora == 2
     assert said_of_model(quick / "lora/model", "control:ID").endswith("/model (LoRA adapters in peft's format)")
     assert said_of_model(quick, "control:ID") == f"{quick} (diffusers' format)"
-    with pytest.raises(UserError, match=r"as its adapter \(--adapter, or adapter=\.\.\. in Python\)"):
+    with pytest.raises(UserError, match="holds no whole model: --model tiny-digits --adapter lora/model"):
         load_model("lora", lora=None)
+    modes = {file.stat().st_mode for name in ("lora", "whole") for file in (quick / name).rglob("*") if file.is_file()}
+    assert modes == {(quick / "lora/finetune.yaml").stat().st_mode}  # the umask's, of weights too
+    said = said_of_model(quick / "lora/model", "reference:ID")
+    assert f"--model reference:ID --adapter {quick}/lora/model" in said
+    assert "load_lora_weights" not in said
+    for name in ("pytorch_lora_weights.safetensors", "pytorch_lora_weights_2.safetensors"):
+        (quick / name).touch()
+    assert 'weight_name="pytorch_lora_weights_2.safetensors", load_into_transformer_2=True' in said_of_model(
+        quick, "wan"
+    )
 
 
 def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> None:

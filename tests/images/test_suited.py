@@ -10,6 +10,7 @@ from diffrl.images.config import DDPOISConfig, DRaFTConfig, FinetuneConfig, NFTC
 from diffrl.images.job import resume
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
+from diffrl.support.folder import write_json, write_yaml
 from tests.images.test_command import SMALL, fails
 
 RANK = """
@@ -146,3 +147,39 @@ def test_digits_are_not_looked_for_in_emoji(option: str, quick: Path, capsys: py
     said = fails(words, capsys)
     assert f"{option} digit:8 is for handwritten digits, and tiny-emoji makes none: --model tiny-digits" in said
     assert FinetuneConfig(reward="digit:8").model == "tiny-digits"
+
+
+def test_a_reward_of_whole_videos_is_no_images(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text("def still(images, prompts, metadata):\n    return images.mean((1, 2, 3, 4))\n")
+    with Path("mine.py").open("a") as file:
+        file.write("still.videos = True\n")
+    for words in (["--reward", "jpeg + python:mine.py#still"], ["--held-out", "python:mine.py#still"]):
+        said = fails([*SMALL, "--algo", "ddpo-is", *words, "--out", "run"], capsys)
+        assert "python:mine.py#still says videos = True, and the model makes images: leave that out" in said
+    assert not Path("run").exists()
+
+
+def test_a_prompt_that_the_model_does_not_know_has_its_line(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And where the model was not named, what it is by default."""
+    Path("mine.txt").write_text("heart\n\n  a red cube\n")
+    words = ["--reward", "jpeg", "--prompts", "mine.txt", "--out", "run"]
+    said = fails(words, capsys)
+    assert "mine.txt, line 3, 'a red cube': " in said
+    assert "Of another model than tiny-emoji, the default? Give --model." in said
+    assert "Of another model than tiny-digits? Give --model" in fails([*SMALL, *words], capsys)
+    Path("mine.jsonl").write_text('{"prompt": "3"}\n{"prompt": "eleven"}\n')
+    said = fails([*SMALL, "--reward", "jpeg", "--prompts", "mine.jsonl", "--out", "run"], capsys)
+    assert "mine.jsonl, line 2, 'eleven': " in said
+    assert not Path("run").exists()
+
+
+def test_nft_that_nobody_named_is_named_where_its_groups_do_not_fit(tmp_path: Path) -> None:
+    """A student of straight paths is sampled without noise: an algorithm of another group is chosen for it."""
+    write_json(tmp_path / "run.json", {"kind": "images-distil", "base": "tiny-emoji"})
+    write_yaml(tmp_path / "settings.yaml", {"calls": 1, "to": "reflow"})
+    with pytest.raises(
+        UserError, match=r"multiple of --group, 8 .of nft, which is chosen where a model, as .*, is sampled"
+    ):
+        FinetuneConfig(model=str(tmp_path), reward="jpeg", batch=4, queries=8, updates=1)
+    with pytest.raises(UserError, match="--shard shares frozen weights among processes, and there is one"):
+        suited.refuse(FinetuneConfig(algo="ddpo-is", model="some/pipeline", lora=2, shard=True))

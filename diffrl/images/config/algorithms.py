@@ -19,6 +19,7 @@ from diffrl.images.config.base import (
     base_of,
     flag,
 )
+from diffrl.images.distil_config import sampled_by
 from diffrl.support.errors import UserError, counted
 from diffrl.support.schema import (
     Batch,
@@ -330,7 +331,9 @@ class SupervisedConfig(OfflineConfig):
 def _whole_groups(config: FinetuneConfig, group: int) -> None:
     """Raise UserError where a round's images are not whole groups."""
     if group >= 2 and config.batch % group:
-        raise refusal("--batch", config.batch, f"a multiple of --group, {group}")
+        chosen = config.algo == "nft" and sampled_by(config.model).get("eta") == 0
+        why = f" (of nft, which is chosen where a model, as {config.model}, is sampled without noise)" * chosen
+        raise refusal("--batch", config.batch, f"a multiple of --group, {group}{why}")
 
 
 ALGORITHMS: dict[str, type[FinetuneConfig]] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from diffrl.images.config.defaults import implied
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT, adapter_rank, unguided
 from diffrl.images.distil_config import STUDENTS, run_of, sampled_by
 from diffrl.images.rewards.registry import companion, named_in
 from diffrl.support.errors import UserError, closest, counted, joined, nearest
@@ -118,7 +119,7 @@ class FinetuneConfig(metaclass=_Presets):
     sum: where each part has one). none: no reward."""
     prompts: Path | None = None
     """A file of prompts, one a line, or of JSON lines with a "prompt" and metadata. By default those of the images or
-    pairs, else a built-in model's own; a pipeline without these needs it."""
+    pairs, else a built-in model's own; a pipeline without these needs it, if it takes prompts."""
     lora: Annotated[int, Range(0, 2**16)] = 0
     """Rank of the adapters, 0 to train the network itself."""
     layers: tuple[str, ...] | None = None
@@ -142,7 +143,7 @@ class FinetuneConfig(metaclass=_Presets):
     """Noise of each denoising step: 1 is DDPM's, 0 none, which algorithms that learn from the chain's decisions cannot
     do without; for flow models 0.495 is Flow-GRPO's."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance in sampling; 1: none."""
+    """Scale of classifier-free guidance in sampling; 1: none, the default of pipelines that take none."""
     train_guidance: bool = True
     """--no-train-guidance: sample for training, and train, without guidance, at half the cost; evaluations keep it."""
     lr: Positive = 3e-4
@@ -202,6 +203,8 @@ class FinetuneConfig(metaclass=_Presets):
             raise UserError(
                 "--lean needs --lora: a network trained whole is saved as a pipeline, text encoders and all."
             )
+        if self.guidance != 1 and not self.builtin and (why := unguided(self.model)) is not None:
+            raise UserError(f"--guidance is {self.guidance:g}, and {self.model} {why}: leave it out, or give 1.")
         if self.shard and (not self.lora or self.builtin):
             raise UserError("--shard is for pipelines with --lora: it shares out what is frozen.")
         if self.stop_kl is not None and self.eta == 0:
@@ -225,7 +228,9 @@ class FinetuneConfig(metaclass=_Presets):
     @classmethod
     def defaults(cls, model: str) -> Mapping[str, Any]:
         """What fields are by default with this model, where that is not what stands in the class."""
-        return sampled_by(model) if is_builtin(model) else cls.pipeline
+        if is_builtin(model):
+            return sampled_by(model)
+        return cls.pipeline if unguided(model) is None else {**cls.pipeline, "guidance": 1.0}
 
     @property
     def builtin(self) -> bool:
@@ -399,36 +404,12 @@ def base_of(model: str) -> str | None:
     return base if base in STUDENTS else None
 
 
-DIFFUSERS = "pytorch_lora_weights.safetensors"
-"""The file of a folder of adapters, as diffusers writes it."""
-PEFT = "adapter_model.safetensors"
-"""The same, as peft writes it."""
-
-
 NO_PIPELINE = (
     "{} holds no diffusers pipeline: it has no model_index.json. Expected a folder that `save_pretrained` wrote."
 )
 """What is said of a folder without a pipeline."""
 NO_FOLDER = "{} is no folder. Expected the folder of a diffusers pipeline, or a hub id of the form owner/name."
 """What is said of a name that is neither."""
-
-
-def adapter_rank(adapter: str | Path | None, model: str) -> int | None:
-    """The rank of the adapters in a folder or file; None for none, or where that is seen only once they are read."""
-    if adapter is None or model.startswith("control:"):
-        return None
-    path = Path(adapter)
-    file = path if path.is_file() else next((path / n for n in (DIFFUSERS, PEFT) if (path / n).is_file()), None)
-    if file is None or file.suffix != ".safetensors":
-        return None
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), framework="numpy") as content:
-            first = next((name for name in content.keys() if name.endswith("lora_A.weight")), None)  # noqa: SIM118
-            return None if first is None else int(content.get_slice(first).get_shape()[0])
-    except (OSError, SafetensorError):
-        return None
 
 
 def check_rank(config: FinetuneConfig) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.config.base import DIFFUSERS, PEFT, FinetuneConfig, check_model
+from diffrl.images.config.base import CONFIG, FinetuneConfig, check_model
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT
 from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.adapters import read_adapter
 from diffrl.support.errors import UserError
+from diffrl.support.files import read_yaml
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 
 Build = Callable[..., ImageModel]
@@ -82,10 +84,17 @@ def _pipeline_of_run(name: str) -> str:
     said = read_json(about, say=False)
     if not isinstance(said, dict) or said.get("kind") not in (IMAGES, IMAGES_DISTIL):
         return name
-    if any((model / file).is_file() for file in (DIFFUSERS, PEFT)):
+    began = read_yaml(Path(name) / CONFIG).get("model") if (Path(name) / CONFIG).is_file() else None
+    branch = str(began).startswith("control:") and (model / "config.json").is_file()
+    if branch or any((model / file).is_file() for file in (DIFFUSERS, PEFT)):
         raise UserError(
-            f"{name} trained adapters: load the model that it began with, and {model} as its adapter (--adapter, or "
-            "adapter=... in Python)."
+            f"{name} trained {'a ControlNet branch' if branch else 'adapters'} and holds no whole model: --model "
+            f"{began or 'ID'} --adapter {model} (adapter=... in Python)."
+        )
+    if str(began).startswith("video:") and model.is_dir():
+        raise UserError(
+            f"{name} trained the U-Net of {began}, and holds no whole model: copy that pipeline's folder, put "
+            f"{model}/unet in place of its unet, and give --model video:COPY."
         )
     if said["kind"] == IMAGES_DISTIL or not model.is_dir():
         raise UserError(f"{name} has no model yet: `diffrl resume {name}` finishes the run.")

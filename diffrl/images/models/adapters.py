@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from diffrl.images.config.base import DIFFUSERS, PEFT
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.model import Lora, Origin, Tuned
 from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import UserError, first_line
@@ -18,8 +18,6 @@ from diffrl.support.folder import say_once
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-SECOND = "pytorch_lora_weights_2.safetensors"
-"""Beside that file: the adapters of a pipeline's second network, `transformer_2`, of Wan 2.2's A14B."""
 PREFIXES = ("unet.", "transformer.", "base_model.model.")
 """What the layers' names in files of adapters begin with: diffusers' part, or peft's wrapper."""
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<half>lora_[AB])\.weight")
@@ -60,9 +58,7 @@ class Adapter:
         own = tuned.parameters()
         odd = sorted(set(known) ^ set(own)) or [n for n, p in own.items() if p.shape != known[n].shape]
         if odd:
-            raise UserError(
-                f"{self.source} holds adapters of another network: {odd[0]} and {len(odd) - 1} more differ."
-            )
+            raise UserError(f"{self.source} holds adapters of another model: {odd[0]} and {len(odd) - 1} more differ.")
         return known
 
 
@@ -123,7 +119,7 @@ def _read_file(file: Path) -> Adapter:
     if not isinstance(alpha, int | float) or alpha != int(alpha) or alpha < 1:
         raise UserError(f"{file} says lora_alpha {alpha!r}; expected a whole number of at least 1.")
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    return Adapter(file, Lora(rank, int(alpha), tuple(layers)), matrices, base, revision)
+    return Adapter(file, Lora(rank, int(alpha), tuple(layers), source=str(file)), matrices, base, revision)
 
 
 def _settings(file: Path, metadata: dict[str, str]) -> dict[str, Any]:

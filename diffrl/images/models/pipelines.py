@@ -190,17 +190,17 @@ class PixelModel(PipelineModel):
         if settings.get("clip_sample", False):
             bound = float(settings.get("clip_sample_range", 1.0))
             self.clip = (-bound, bound)
-        self._classes: int | None = self.pipeline.unet.config.num_class_embeds
+        self.classes: int | None = self.pipeline.unet.config.num_class_embeds
 
     def _encode(self, prompt: str) -> Condition:
-        if self._classes is None:
+        if self.classes is None:
             if prompt != "":
                 raise UserError(f"{self.name} takes no prompts: expected an empty one, got {prompt!r}.")
             return {}
-        return {"class_labels": torch.tensor([class_of(prompt, self._classes, self.name)], device=self.device)}
+        return {"class_labels": torch.tensor([class_of(prompt, self.classes, self.name)], device=self.device)}
 
     def _null(self) -> Condition:
-        raise UserError(f"{self.name} knows no empty prompt, so that it cannot be guided: leave guidance at 1.")
+        raise UserError(f"{self.name} knows no empty prompt, and cannot be guided: --guidance 1.")
 
     def _call(self, x: Tensor, label: Tensor, condition: Condition, reference: bool) -> Tensor:
         m = super()._call(x, label, condition, reference)

@@ -44,7 +44,8 @@ class DiscreteSchedule:
     ends at alpha_bar_0 instead, k = .03, leaving as much noise in the latents at eta = 0, and adding some at eta > 0,
     a decision of which DDPO's code makes a log-probability; here the last step is none. Steps go from each time to the
     next: so do DDIMScheduler's with the spacing leading, and with trailing where steps divides N; elsewhere its own
-    step, of N // steps labels, misses its next time.
+    step, of N // steps labels, misses its next time. A scheduler of consistency models (LCM, TCD: those that have
+    `original_inference_steps`) was distilled at a grid of its own, which is the grid then.
 
     Raises UserError for a prediction it does not know, and one of noise on a schedule that ends in pure noise.
     """
@@ -63,20 +64,25 @@ class DiscreteSchedule:
                 "the image: its prediction_type cannot be 'epsilon'."
             )
         spacing, offset = settings.get("timestep_spacing", "leading"), settings.get("steps_offset", 0)
-        self._ddim = DDIMScheduler(n, timestep_spacing=spacing, steps_offset=offset)
+        self._grid = DDIMScheduler(n, timestep_spacing=spacing, steps_offset=offset)
+        if "original_inference_steps" in settings:
+            self._grid = type(scheduler).from_config(settings)
         self.prediction = Prediction(KINDS[kind], VP())
         self._table = table.clamp_max(PURE).float()
         self._copies: dict[torch.device, Tensor] = {}
 
     def times(self, steps: int) -> Tensor:
-        """The times of DDIMScheduler's time steps, then 0. Raises UserError for a number of steps it cannot make."""
+        """The times of the grid's time steps, then 0. Raises UserError for a number of steps it cannot make."""
         n = len(self._table)
         if not 1 <= steps <= n:
             raise UserError(f"{steps} steps of a schedule of {n}: expected from 1 to {n}.")
-        self._ddim.set_timesteps(steps)
-        index = self._ddim.timesteps
+        most = self._grid.config.get("original_inference_steps", n)
+        if steps > most:
+            raise UserError(f"{steps} steps of {type(self._grid).__name__}, which has a grid of {most}: give fewer.")
+        self._grid.set_timesteps(steps)
+        index = self._grid.timesteps
         if int(index.max()) >= n:
-            raise UserError(f"{steps} steps, offset by {self._ddim.config.steps_offset}, leave a schedule of {n}.")
+            raise UserError(f"{steps} steps, offset by {self._grid.config.steps_offset}, leave a schedule of {n}.")
         return torch.cat([self._table[index], self._table.new_zeros(1)])
 
     def training_times(self, n: int, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 """Prompts through text encoders: all three of Stable Diffusion 3, and what is said of a prompt that is too long."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,8 @@ def tell_cut(tokenizer: Any, prompts: Sequence[str], length: int, what: str) -> 
         count = len(tokenizer(prompt, verbose=False)["input_ids"])
         if count > length:
             _told.add((what, length))
+            if os.environ.get("RANK", "0") != "0":  # of several processes, which read the same prompts, one says it
+                return
             console.print(
                 f"{what} reads {length} tokens of a prompt, and {prompt[:60]!r}... has {count}: the rest says nothing "
                 "to it. Prompts after this one are cut without a word.",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffrl.images.config.base import DIFFUSERS
+from diffrl.images.config.pipelines import DIFFUSERS, SECOND
 from diffrl.images.model import Condition
-from diffrl.images.models.adapters import SECOND, write_adapter
+from diffrl.images.models.adapters import write_adapter
 from diffrl.images.models.loading import quiet
 from diffrl.images.models.schedules import Schedule, schedule_of
 from diffrl.images.models.transformers import TOKENS, FlowTransformer

@@ -27,10 +27,10 @@ HUES = {
 
 def degrees_of(hue: str) -> int:
     """The degrees of a name of HUES, or of degrees such as "210". Raises UserError for another."""
-    if re.fullmatch(r"\d{1,3}", hue, re.ASCII):
+    if re.fullmatch(r"\d{1,3}", hue, re.ASCII) and int(hue) <= 360:
         return int(hue)
     if hue not in HUES:
-        raise UserError(f"expected a colour or a hue in degrees, not {hue!r}; {nearest(hue, HUES)}")
+        raise UserError(f"expected a colour or a hue in degrees, 0 to 360, not {hue!r}; {nearest(hue, HUES)}")
     return HUES[hue]
 
 
@@ -99,6 +99,25 @@ def file_and_function(argument: str) -> tuple[Path, str]:
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"there is no Python file {file}")
     return path, name
+
+
+FIRST = (
+    *("python", "geneval", "geneval-part", "clip", "pickscore", "hps", "hpsv3", "imagereward"),
+    *("classifier", "classifier-probability", "aesthetic", "richhf", "human"),
+)
+"""The rewards of ours whose argument begins with a path; behind it may be # and more."""
+
+
+def path_in(name: str, argument: str) -> tuple[int, int] | None:
+    """Where in a reward's argument the path of a file or folder stands, from and to; None: there is no such file."""
+    if name in FIRST and not argument.isdecimal():  # human:4
+        start, end = 0, len(argument.partition("#")[0])
+    elif name == "vlm" and argument.count("#") > 1:
+        start, end = len(argument) - len(argument.split("#", 2)[2]), len(argument)
+    else:
+        return None
+    text = argument[start:end]
+    return (start, end) if text and Path(text).expanduser().exists() else None
 
 
 def judge_of(kind: str, argument: str) -> tuple[str, str, str]:

@@ -24,7 +24,16 @@ def malformed(text: str, spec: str) -> str:
     """What is wrong with a part of `spec` that is no TERM."""
     if spec.strip() and re.fullmatch(r"|.*\s\+|\+\s.*", text.strip(), re.DOTALL):
         return f"a reward is missing {'before' if spec.lstrip().startswith('+') else 'after'} '+'"
-    return f"{text.strip()!r} is not of the form {GRAMMAR}"
+    return f"{text.strip()!r} is not of the form {GRAMMAR}{unjoined(spec)}"
+
+
+def unjoined(spec: str) -> str:
+    """The end of a sentence about a sum whose signs do not join its rewards: how it is written; "" where it may be."""
+    if match := re.search(r"\S\s+-\s*(?=\S)", spec):
+        written = f"{spec[: match.start() + 1]} + -{spec[match.end() :]}"
+        return f"; rewards are subtracted by a weight below 0: {written!r}"
+    written = re.sub(r"(?<=[^\s:/])\s*\+\s*(?=[^\s/])", " + ", spec)
+    return f"; did you leave out the blanks about the +: {written!r}" if written != spec else ""
 
 
 def is_single(spec: str) -> bool:

@@ -24,6 +24,7 @@ from diffrl.images.rewards.entry import (
     Options,
     is_single,
     malformed,
+    unjoined,
     weighed,
 )
 from diffrl.support import plugins
@@ -41,8 +42,7 @@ def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.
     `GRAMMAR`, an unknown name (naming the nearest known), and for what an argument names and cannot be loaded. made:
     a run was made with it, so that no name is a slip of the keys.
     """
-    options = Options(device, timeout)
-    terms = [(weight, entry.build(argument, options)) for weight, entry, argument in check(spec, made=made)]
+    terms = [(w, entry.build(argument, Options(device, timeout))) for w, entry, argument in check(spec, made=made)]
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
@@ -74,7 +74,7 @@ def _term(text: str, spec: str, where: str, made: bool) -> tuple[float, Entry, s
     except ValueError:
         weight = float("nan")
     if not abs(weight) < float("inf"):
-        raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number")
+        raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number{unjoined(spec)}")
     entry = get(name)
     if entry is None:
         hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")

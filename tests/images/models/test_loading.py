@@ -106,7 +106,7 @@ def test_prompts_it_cannot_take(tmp_path: Path) -> None:
     for prompt in ("10", "-1", "cat", "", "3.0"):
         with pytest.raises(UserError, match="numbers of its classes, 0 to 9"):
             classes.conditions([prompt])
-    with pytest.raises(UserError, match="leave guidance at 1"):
+    with pytest.raises(UserError, match="cannot be guided: --guidance 1"):
         classes.network(classes.conditions(["3"]), guidance=2.0)
     plain = load_pipeline(str(tiny.save_ddpm(tmp_path / "plain")), lora=Lora())
     with pytest.raises(UserError, match="takes no prompts"):
@@ -122,7 +122,7 @@ def test_adapters_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     model.save(tmp_path / "adapter")
     wider = tiny.save_sd(tmp_path / "wider", block_out_channels=(16, 48))
-    refused(wider, "another network", adapter=tmp_path / "adapter")
+    refused(wider, "another model", adapter=tmp_path / "adapter")
     file = tmp_path / "adapter" / "pytorch_lora_weights.safetensors"
     assert read_adapter(file).lora.rank == 2
     for alpha, says in (("0.5", "lora_alpha 0.5"), ("{", "settings of .* cannot be read")):
@@ -135,7 +135,9 @@ def test_adapters_of_something_else(tmp_path: Path) -> None:
     save_file({f"lora_unet_{some}": weights[some]}, file)
     refused(folder, "no adapter of a U-Net or transformer", adapter=tmp_path / "adapter")
     save_file({name.replace("mid_block", "middle"): value for name, value in weights.items()}, file)
-    refused(folder, "another network", adapter=tmp_path / "adapter")
+    refused(folder, "another model", adapter=tmp_path / "adapter")
+    save_file({name.replace("unet.", "transformer.single."): value for name, value in weights.items()}, file)
+    refused(folder, "holds adapters of another model: they are on .* UNet2DConditionModel has no such", adapter=file)
     file.unlink()
     torch.save(weights, tmp_path / "adapter" / "pytorch_lora_weights.bin")
     refused(folder, "No adapters in", adapter=tmp_path / "adapter")

@@ -52,6 +52,23 @@ def test_the_grid_is_the_schedulers(spacing: str, steps: int) -> None:
     assert bool((times[1:] < times[:-1]).all())
 
 
+@pytest.mark.parametrize("kind", ["LCMScheduler", "TCDScheduler"])
+def test_a_consistency_models_grid_is_its_own(kind: str) -> None:
+    """The levels that it was distilled at, and not DDIM's of as many steps: 751, 501, 251, 1."""
+    import diffusers
+
+    scheduler = getattr(diffusers, kind)(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    schedule = DiscreteSchedule(scheduler)
+    for steps in (1, 4, 50):
+        scheduler.set_timesteps(steps)
+        times = schedule.times(steps)
+        assert schedule.label(times[:-1]).tolist() == scheduler.timesteps.tolist()
+    if kind == "LCMScheduler":
+        assert schedule.label(schedule.times(4)[:-1]).tolist() == [999, 759, 499, 259]
+    with pytest.raises(UserError, match=f"51 steps of {kind}, which has a grid of 50: give fewer"):
+        schedule.times(51)
+
+
 def test_what_a_schedule_cannot_be() -> None:
     from diffusers import DDIMScheduler
 

@@ -202,7 +202,7 @@ def test_adapters_of_both_networks_must_be_alike(wans: dict[str, Path], tmp_path
         model = loaded(wans["a14b"], lora=Lora(rank=rank))
         model.save(tmp_path / str(rank))
     (tmp_path / "2" / SECOND).unlink()
-    with pytest.raises(UserError, match="holds adapters of another network"):
+    with pytest.raises(UserError, match="holds adapters of another model"):
         load_model(str(wans["a14b"]), lora=None, adapter=tmp_path / "2", size=32)
     (tmp_path / "3" / SECOND).rename(tmp_path / "2" / SECOND)
     with pytest.raises(UserError, match=r"differ in rank or alpha"):

@@ -1,0 +1,111 @@
+"""What a fine-tuning run keeps of its settings: a file whose paths are absolute, and the files its rewards are made of.
+
+No torch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config.base import TINY, VARIANTS
+from diffrl.images.rewards.arguments import path_in
+from diffrl.images.rewards.base import Reward, parts_of
+from diffrl.images.rewards.entry import TERM, is_single
+from diffrl.support.files import read_yaml, sha256
+from diffrl.support.schema import read
+
+SCORED_BY = ("reward", "held_out")
+"""The settings that are rewards."""
+FILES_OF_REWARDS = "reward_files"
+"""What `run.json` calls the files of the rewards, by their absolute paths."""
+
+
+def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
+    """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
+    values = {**dataclasses.asdict(config), "out": path}
+    for name in ("model", "data"):  # a folder, or a name
+        if isinstance(values.get(name), str):
+            values[name] = _at_home(values[name])
+    for name in SCORED_BY:
+        if values.get(name) not in (None, NOTHING):
+            values[name] = " + ".join(_absolute(text)[0] for text in values[name].split(" + "))
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _at_home(name: str) -> str:
+    """The name of a model or of data, absolute where it is a folder's, behind VARIANT: too."""
+    variant, colon, folder = name.partition(":")
+    if colon and variant in VARIANTS and Path(folder).is_dir():
+        return f"{variant}:{Path(folder).absolute()}"
+    return str(Path(name).absolute()) if name not in ("digits", *TINY) and Path(name).is_dir() else name
+
+
+def _absolute(term: str) -> tuple[str, tuple[Path, str] | None]:
+    """A reward with its weight, the path in its argument absolute; and that path, with how it was written."""
+    match = TERM.fullmatch(term)
+    written = None if match is None else path_in(match["name"], match["argument"] or "")
+    if match is None or written is None:
+        return term, None
+    start, end = written
+    typed = match["argument"][start:end]
+    home, before = Path(typed).expanduser().absolute(), match.start("argument")
+    return f"{term[: before + start]}{home}{term[before + end :]}", (home, typed)
+
+
+def files_of(config: FinetuneConfig, before: Mapping[str, Any] = {}) -> dict[str, dict[str, str]]:
+    """The files and folders that a run's rewards name, by their absolute paths: how they were `written`, and, of a
+    file, the SHA-256 digest of its content.
+
+    before: the same of the run that goes on, whose settings have absolute paths, but names as they were written.
+    """
+    found = {}
+    for spec in (getattr(config, name, None) for name in SCORED_BY):
+        for _, file in (_absolute(text) for text in (spec or "").split(" + ")):
+            if file is not None:
+                home, typed = file
+                written = before.get(str(home), {}).get("written", typed)
+                digest = {"sha256": sha256(home)} if home.is_file() else {}
+                found[str(home)] = {"written": written, **digest}
+    return found
+
+
+def written(spec: str, files: Mapping[str, Mapping[str, str]]) -> str:
+    """A reward's text, or its name, with its files as they were written when the run began."""
+    for home, file in sorted(files.items(), reverse=True):  # a longer path before one that it begins with
+        spec = spec.replace(home, file["written"]) if home != file["written"] else spec
+    return spec
+
+
+def as_written(reward: Reward | None, files: Mapping[str, Mapping[str, str]]) -> None:
+    """Name a reward and its parts as they were written when the run began: evaluations and spreads go by the names."""
+    for one in {id(one): one for one in (reward, *parts_of(reward)) if one is not None}.values():
+        if (name := written(one.name, files)) != one.name:
+            one.name = name
+
+
+def changed(files: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A sentence for each file of the rewards that is another than when the run was last worked on."""
+    return [
+        f"{file['written']} has changed since the run was last worked on: from here on rewards are those of the file "
+        "as it is now."
+        for home, file in files.items()
+        if before.get(home, {}).get("sha256", file.get("sha256")) != file.get("sha256")
+    ]
+
+
+def load(path: Path) -> FinetuneConfig:
+    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold.
+
+    Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
+    """
+    values = dict(read_yaml(path))
+    schema = schema_of(values.get("algo"))
+    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
+        values["reward"] = reward  # a file is no first look
+    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
+    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
+    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
+        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
+    return config

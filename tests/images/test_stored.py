@@ -1,0 +1,60 @@
+"""What a run keeps of its settings: it goes on from any directory, under the names it began with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffrl.cli import main
+from diffrl.images import FinetuneConfig
+from diffrl.images.run import FinetuneRun
+from diffrl.images.stored import plain
+from diffrl.support.files import read_yaml
+from tests.images.test_command import SMALL
+
+FUNCTION = """
+def bright(images, prompts, metadata):
+    return images.mean((1, 2, 3))
+"""
+
+
+@pytest.mark.parametrize("variant", ["", "control:", "reference:", "video:"])
+def test_folders_of_models_are_absolute(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p/sd").mkdir(parents=True)
+    Path("p/sd/model_index.json").write_text("{}")
+    prompts = tmp_path / "prompts.txt"
+    config = FinetuneConfig(algo="nft", model=f"{variant}p/sd", prompts=prompts, reward="jpeg")
+    assert plain(config, Path("run"))["model"] == f"{variant}{tmp_path}/p/sd"
+    elsewhere = FinetuneConfig(algo="nft", model=f"{variant}owner/name", prompts=prompts, reward="jpeg")
+    assert plain(elsewhere, Path("run"))["model"] == f"{variant}owner/name"
+
+
+def test_rewards_of_ones_own_go_on_from_another_directory_under_their_names(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parts of sums and what is held out, too; the spreads of --scale-rewards are by the names."""
+    Path("mine.py").write_text(FUNCTION)
+    Path("other").mkdir()
+    words = ["--reward", "jpeg + 2*python:mine.py#bright", "--held-out", "python:mine.py#bright", "--scale-rewards"]
+    assert main(["finetune", *SMALL, *words, "--out", "run"]) == 0
+    monkeypatch.chdir("other")
+    assert main(["resume", "../run", "--queries", "48"]) == 0
+    run = FinetuneRun.read(quick / "run")
+    assert [entry["round"] for entry in run.history][-1] == 3
+    for entry in run.history:
+        parts = {"reward: jpeg", "reward: python:mine.py#bright"}
+        assert {name for name in entry if name.startswith("reward: ")} == parts
+        assert entry["held_out"] == pytest.approx(entry["reward: python:mine.py#bright"])
+    saved = read_yaml(quick / "run" / "finetune.yaml")
+    assert saved["reward"] == f"jpeg + 2*python:{quick}/mine.py#bright"
+    assert saved["held_out"] == f"python:{quick}/mine.py#bright"
+    assert "mine.py has changed" not in capsys.readouterr().err
+    newest = sorted((quick / "run" / "checkpoints").iterdir())[-1]
+    spreads = json.loads((newest / "state.json").read_text())["spreads"]
+    assert set(spreads["rounds"]) == {"jpeg", "python:mine.py#bright"}
+
+    (quick / "mine.py").write_text(FUNCTION.replace("images.mean", "-images.mean"))
+    for queries, times in (("64", 1), ("80", 0)):  # it is said once
+        assert main(["resume", "../run", "--queries", queries]) == 0
+        assert " ".join(capsys.readouterr().err.split()).count("mine.py has changed since the run was last") == times
