@@ -147,18 +147,21 @@ class _Session:
             self.humans = [part for part in parts_of(reward) if isinstance(part, Human)]
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
-            before = {} if resumed is None else resumed.about().get(FILES_OF_REWARDS, {})
-            self.files = files_of(config, before)
-            for note in changed(self.files, before):
-                self._say(f"[yellow]{note}[/]")
-            for asked in (reward, self.held_out):
-                as_written(asked, self.files)
+            self.files: dict[str, dict[str, str]] = {}
+            if ":" in f"{config.scored_by} {config.held_out}":  # else no reward names a file
+                before = {} if resumed is None else resumed.about().get(FILES_OF_REWARDS, {})
+                self.files = files_of(config, before)
+                for note in changed(self.files, before):
+                    self._say(f"[yellow]{note}[/]")
+                for asked in (reward, self.held_out):
+                    as_written(asked, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
         prompts = prompts_of_run(config, model)
         for asked in (reward, self.held_out):
-            refuse_videos(asked, model)
+            if getattr(asked, "videos", False):
+                refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
         if config.shard and world.size > 1:
             # Said of blocks that return a part of a tensor; it is for code that then adds to that in place, which no

@@ -29,7 +29,7 @@ def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
         if isinstance(values.get(name), str):
             values[name] = _at_home(values[name])
     for name in SCORED_BY:
-        if values.get(name) not in (None, NOTHING):
+        if ":" in (values.get(name) or ""):
             values[name] = " + ".join(_absolute(text)[0] for text in values[name].split(" + "))
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
