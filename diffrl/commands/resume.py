@@ -67,7 +67,8 @@ def run(arguments: Sequence[str]) -> int:
     steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
     if kind_of(given.run_folder) == folder.IMAGES:
         from diffrl.commands.finetune import spread
-        from diffrl.images.run import FinetuneRun, is_whole
+        from diffrl.images.run import FinetuneRun
+        from diffrl.images.saved import is_whole
 
         if accepting and given.run_folder.is_dir():
             with folder.held(given.run_folder):

@@ -30,9 +30,7 @@ from diffrl.images.run import (
     FinetuneRun,
     drop_model,
     evaluation_line,
-    gone_for_good,
     grid_path,
-    lost,
     plot_before_after,
     plot_grid,
     print_run,
@@ -42,6 +40,7 @@ from diffrl.images.run import (
 )
 from diffrl.images.run_prompts import prompts_of_run
 from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
+from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
 from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of, written
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
@@ -148,6 +147,7 @@ class _Session:
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
             self.files: dict[str, dict[str, str]] = {}
+            self.rewarded = config.scored_by  # as it is said
             if ":" in f"{config.scored_by} {config.held_out}":  # else no reward names a file
                 before = {} if resumed is None else resumed.about().get(FILES_OF_REWARDS, {})
                 self.files = files_of(config, before)
@@ -155,10 +155,11 @@ class _Session:
                     self._say(f"[yellow]{note}[/]")
                 for asked in (reward, self.held_out):
                     as_written(asked, self.files)
+                self.rewarded = None if config.scored_by is None else written(config.scored_by, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
             self.classifier = _classifier(config)
-        prompts = prompts_of_run(config, model)
+        prompts = prompts_of_run(config, model, base_of(config.model))
         for asked in (reward, self.held_out):
             if getattr(asked, "videos", False):
                 refuse_videos(asked, model)
@@ -181,10 +182,8 @@ class _Session:
             self._say(note)
         n, prompts = self.config.eval_samples, len(self.setup.prompts)
         if n < 2 * prompts and resumed is None:
-            seen = counted(-(-n // 2), "prompts")
-            self._say(
-                f"Evaluations show {seen} of {prompts:,}, two images each: --eval-samples {2 * prompts} shows all."
-            )
+            seen = f"Evaluations show {-(-n // 2)} of {prompts:,} prompts, two images each"
+            self._say(f"{seen}: --eval-samples {2 * prompts} shows all.")
         with self._progress("Preparing", self.config.scored_before):
             self.algorithm.prepare(path)
         if saved is not None:
@@ -369,7 +368,7 @@ class _Session:
             self._say(evaluation_line(entry, self.config))
             if state.round == 0 and (odd := alarm(entry)):
                 self._say(f"[bold red]{odd}[/]")
-            if state.round == 0 and (noted := rounding(entry, self.config)):
+            if "kl_rounding" in entry and (noted := rounding(entry, self.config)):
                 self._say(f"[yellow]{noted}[/]")
         return result.measures
 
@@ -387,6 +386,8 @@ class _Session:
 
     def _too_far(self, measures: Mapping[str, float]) -> bool:
         """Whether an evaluation's divergence is beyond --stop-kl; if so, say it."""
+        if self.config.stop_kl is None:
+            return False
         found = too_far(measures, self.folder.history[0] if self.folder.history else {}, self.config)
         if found:
             self._say(f"[yellow]{found}[/]")
@@ -403,7 +404,7 @@ class _Session:
         """Write what was trained, as diffusers has it, and the picture; print the table."""
         if self.world.main:
             write_model(self.folder.path, self.setup.model)
-            reward = "" if self.config.scored_by is None else f", reward: {written(self.config.scored_by, self.files)}"
+            reward = "" if self.rewarded is None else f", reward: {self.rewarded}"
             title = f"{self.config.algo} on {short_name(self.config.model)}{reward}"
             plot_before_after(self.folder, self.folder.path / PICTURE, title)
             if not self.quiet:
@@ -420,7 +421,7 @@ class _Session:
             how = f"LoRA of rank {tuned.lora.rank}" + (f" on {which}" if which else "")
         if config.model.startswith("control:"):
             how = "the ControlNet branch" if how == "the whole network" else f"{how}, in the ControlNet branch"
-        what = "" if config.scored_by is None else f", reward {written(config.scored_by, self.files)}"
+        what = "" if self.rewarded is None else f", reward {self.rewarded}"
         on = f"{self.world.size} processes, " if self.world.size > 1 else ""
         return (
             f"[bold]{config.algo}[/] on {config.model}: {how}, {trained:,} parameters{what}; "

@@ -5,24 +5,25 @@ import itertools
 import json
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffrl.images.config import FinetuneConfig
-from diffrl.images.config.base import CONFIG, VARIANTS
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config.base import CONFIG, TINY, VARIANTS
 from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
-from diffrl.images.saved import has_weights
+from diffrl.images.rewards.entry import is_single
 from diffrl.images.signs import CHANCE, warnings
-from diffrl.images.stored import FILES_OF_REWARDS, load, plain, written
+from diffrl.images.stored import FILES_OF_REWARDS, SCORED_BY, absolute, written
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, reading
+from diffrl.support.files import atomic_path, by_umask, read_json, read_yaml, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
+from diffrl.support.schema import read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,49 +161,6 @@ def _by_votes(measure: str) -> bool:
     return measure == "reward" or measure.startswith(f"{PART}human")
 
 
-def is_whole(run: FinetuneRun, config: FinetuneConfig) -> bool:
-    """Whether a run has made the rounds that it was made for and `config` asks for, and nothing is to be made again."""
-    return lost(run, config) == []
-
-
-def lost(run: FinetuneRun, config: FinetuneConfig) -> list[str] | None:
-    """The parts of a finished run that are gone, damaged or too old, and can be made again; None: it is not finished.
-
-    That is its last evaluation, the grid of that, its model, its newest checkpoint, and a picture that is younger than
-    evaluations and grids. No torch: a run of which nothing is lost is shown without its model.
-    """
-    path, done = run.path, config.rounds
-    if folder.steps(path)[-1:] != [done] or run.config.rounds != done:
-        return None
-    rounds = [entry["round"] for entry in run.history]
-    last, picture = grid_path(path, done), path / PICTURE
-    made = [file for file in (path / EVALUATIONS, *(grid_path(path, n) for n in rounds)) if file.is_file()]
-    saved = [path / "checkpoints" / f"{done:09d}" / name for name in ("state.json", "state.safetensors")]
-    checks: dict[str, Callable[[], bool]] = {
-        f"the last entry of {EVALUATIONS}": lambda: not run.damaged and rounds[-1:] == [done],
-        str(last.relative_to(path)): last.is_file,
-        MODEL: lambda: has_weights(path / MODEL),
-        PICTURE: lambda: all(file.stat().st_mtime_ns <= picture.stat().st_mtime_ns for file in [picture, *made]),
-        f"the checkpoint of round {done}": lambda: all(folder.verified(file, say=False) for file in saved),
-    }
-    return [name for name, there in checks.items() if not _true(there)]
-
-
-def _true(check: Callable[[], bool]) -> bool:
-    """Whether a check of files holds; not where they cannot be read."""
-    try:
-        return check()
-    except (OSError, UserError):
-        return False
-
-
-def gone_for_good(run: FinetuneRun, done: int) -> str:
-    """What is said of grids before that of round `done` that are gone, if any: the models they show are not kept."""
-    grids = [grid_path(run.path, entry["round"]) for entry in run.history if entry["round"] < done]
-    gone = [str(grid.relative_to(run.path)) for grid in grids if not grid.is_file()]
-    return f"Gone, and not to be made again, as those rounds' models are not kept: {', '.join(gone)}." if gone else ""
-
-
 def drop_model(path: Path) -> None:
     """Remove the model of a run that goes on: it is of fewer steps, and a cut must not leave it standing."""
     old = path / f".{MODEL}.old.tmp"  # which `atomic_path` clears away, should this be cut
@@ -269,6 +227,42 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
     except (KeyError, TypeError, AttributeError) as error:
         raise folder.Damaged(file, f"is damaged: it is no record of evaluations ({error})") from error
     return list(history)
+
+
+def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
+    """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
+    values = {**dataclasses.asdict(config), "out": path}
+    for name in ("model", "data"):  # a folder, or a name
+        if isinstance(values.get(name), str):
+            values[name] = _at_home(values[name])
+    for name in SCORED_BY:
+        if ":" in (values.get(name) or ""):
+            values[name] = " + ".join(absolute(text)[0] for text in values[name].split(" + "))
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _at_home(name: str) -> str:
+    """The name of a model or of data, absolute where it is a folder's, behind VARIANT: too."""
+    variant, colon, folder = name.partition(":")
+    if colon and variant in VARIANTS and Path(folder).is_dir():
+        return f"{variant}:{Path(folder).absolute()}"
+    return str(Path(name).absolute()) if name not in ("digits", *TINY) and Path(name).is_dir() else name
+
+
+def load(path: Path) -> FinetuneConfig:
+    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold.
+
+    Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
+    """
+    values = dict(read_yaml(path))
+    schema = schema_of(values.get("algo"))
+    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
+        values["reward"] = reward  # a file is no first look
+    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
+    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
+    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
+        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
+    return config
 
 
 # --- In words ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The prompts of a run: of a file, of the images or pairs that it learns from, or a built-in model's own."""
 
 from diffrl.images.config import DPOConfig, FinetuneConfig, ReFLConfig, SupervisedConfig
-from diffrl.images.config.base import base_of
 from diffrl.images.examples import folder_examples, folder_pairs
 from diffrl.images.lists import METADATA, line_of, read_prompts
 from diffrl.images.model import ImageModel
@@ -10,11 +9,11 @@ from diffrl.images.samples import Prompts, conditions, plain, prompts_of
 from diffrl.support.errors import UserError
 
 
-def prompts_of_run(config: FinetuneConfig, model: ImageModel) -> Prompts:
+def prompts_of_run(config: FinetuneConfig, model: ImageModel, base: str | None) -> Prompts:
     """The prompts of --prompts; else those of the images or pairs; else a built-in model's classes, or the empty prompt
     of a model that takes none.
 
-    All are encoded once, so that a bad one is found before training.
+    base: the built-in model that it is or began as. All are encoded once, so that a bad one is found before training.
     """
     if config.prompts is not None:
         texts, metadata = read_prompts(config.prompts, files=model.extras)
@@ -24,8 +23,8 @@ def prompts_of_run(config: FinetuneConfig, model: ImageModel) -> Prompts:
         prompts = Prompts(tuple(examples.prompts), tuple(examples.metadata))
     elif isinstance(config, DPOConfig) and config.pairs is not None:
         prompts = plain(list(dict.fromkeys(folder_pairs(config.pairs, model).prompts)))
-    elif config.builtin:
-        prompts = plain(prompts_of(base_of(config.model)))
+    elif base is not None:
+        prompts = plain(prompts_of(base))
     elif isinstance(config, SupervisedConfig) or (isinstance(model, PixelModel) and model.classes is None):
         prompts = plain([""])
     else:
@@ -39,7 +38,8 @@ def prompts_of_run(config: FinetuneConfig, model: ImageModel) -> Prompts:
     if not model.extras:
         _check_each(config, model, prompts)
     first = conditions(model, prompts.texts[:1], prompts.metadata[:1])
-    model.network(first, guidance=config.guidance)  # a model that takes no guidance says so
+    if config.guidance != 1:
+        model.network(first, guidance=config.guidance)  # a model that takes none says so
     if config.lean and isinstance(model, PipelineModel):
         model.settle([*prompts.texts, *_prompts_of_data(config, model)])
     return prompts

@@ -1,20 +1,14 @@
-"""What a fine-tuning run keeps of its settings: a file whose paths are absolute, and the files its rewards are made of.
+"""The files that a run's rewards are made of: their paths, which a run keeps absolute, and what they hold. No torch."""
 
-No torch.
-"""
-
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
-from diffrl.images.config.base import TINY, VARIANTS
+from diffrl.images.config import FinetuneConfig
 from diffrl.images.rewards.arguments import path_in
 from diffrl.images.rewards.base import Reward, parts_of
-from diffrl.images.rewards.entry import TERM, is_single
-from diffrl.support.files import read_yaml, sha256
-from diffrl.support.schema import read
+from diffrl.images.rewards.entry import TERM
+from diffrl.support.files import sha256
 
 SCORED_BY = ("reward", "held_out")
 """The settings that are rewards."""
@@ -22,27 +16,7 @@ FILES_OF_REWARDS = "reward_files"
 """What `run.json` calls the files of the rewards, by their absolute paths."""
 
 
-def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
-    """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
-    values = {**dataclasses.asdict(config), "out": path}
-    for name in ("model", "data"):  # a folder, or a name
-        if isinstance(values.get(name), str):
-            values[name] = _at_home(values[name])
-    for name in SCORED_BY:
-        if ":" in (values.get(name) or ""):
-            values[name] = " + ".join(_absolute(text)[0] for text in values[name].split(" + "))
-    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def _at_home(name: str) -> str:
-    """The name of a model or of data, absolute where it is a folder's, behind VARIANT: too."""
-    variant, colon, folder = name.partition(":")
-    if colon and variant in VARIANTS and Path(folder).is_dir():
-        return f"{variant}:{Path(folder).absolute()}"
-    return str(Path(name).absolute()) if name not in ("digits", *TINY) and Path(name).is_dir() else name
-
-
-def _absolute(term: str) -> tuple[str, tuple[Path, str] | None]:
+def absolute(term: str) -> tuple[str, tuple[Path, str] | None]:
     """A reward with its weight, the path in its argument absolute; and that path, with how it was written."""
     match = TERM.fullmatch(term)
     written = None if match is None else path_in(match["name"], match["argument"] or "")
@@ -62,7 +36,7 @@ def files_of(config: FinetuneConfig, before: Mapping[str, Any] = {}) -> dict[str
     """
     found = {}
     for spec in (getattr(config, name, None) for name in SCORED_BY):
-        for _, file in (_absolute(text) for text in (spec or "").split(" + ")):
+        for _, file in (absolute(text) for text in (spec or "").split(" + ")):
             if file is not None:
                 home, typed = file
                 written = before.get(str(home), {}).get("written", typed)
@@ -93,19 +67,3 @@ def changed(files: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping
         for home, file in files.items()
         if before.get(home, {}).get("sha256", file.get("sha256")) != file.get("sha256")
     ]
-
-
-def load(path: Path) -> FinetuneConfig:
-    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold.
-
-    Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
-    """
-    values = dict(read_yaml(path))
-    schema = schema_of(values.get("algo"))
-    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
-        values["reward"] = reward  # a file is no first look
-    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
-    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
-    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
-        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
-    return config

@@ -62,7 +62,8 @@ def resume(
     if kind == IMAGES:
         if dataset is not None:
             raise UserError(f"--dataset is for runs that learn from a data set, and {path} is one of images.")
-        from diffrl.images.run import FinetuneRun, gone_for_good, is_whole, print_run
+        from diffrl.images.run import FinetuneRun, print_run
+        from diffrl.images.saved import gone_for_good, is_whole
 
         finished = FinetuneRun.read(path)
         config = finished.asked(steps)

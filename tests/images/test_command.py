@@ -22,7 +22,8 @@ from diffrl.images.compare import OTHER_REWARDS
 from diffrl.images.config import ALGORITHMS
 from diffrl.images.job import _less_memory
 from diffrl.images.models import digits
-from diffrl.images.run import FinetuneRun, is_whole, lost, plot_curve
+from diffrl.images.run import FinetuneRun, plot_curve
+from diffrl.images.saved import is_whole, lost
 from diffrl.support import console as console_module
 from diffrl.support.errors import UserError
 from tests.images import tiny

@@ -59,7 +59,7 @@ def test_classes_are_prompts_and_cannot_be_guided(
     assert main(["finetune", *words, *few, "--out", "run"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith(f"Loading {folders}/classes ...")
-    assert "Evaluations show 1 prompt of 2, two images each: --eval-samples 4 shows all." in said
+    assert "Evaluations show 1 of 2 prompts, two images each: --eval-samples 4 shows all." in said
     assert main(["resume", "run"]) == 0
     assert "`diffrl resume run --steps N` goes on to N images scored in all." in " ".join(
         capsys.readouterr().err.split()

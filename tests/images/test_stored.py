@@ -7,8 +7,7 @@ import pytest
 
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig
-from diffrl.images.run import FinetuneRun
-from diffrl.images.stored import plain
+from diffrl.images.run import FinetuneRun, plain
 from diffrl.support.files import read_yaml
 from tests.images.test_command import SMALL
 

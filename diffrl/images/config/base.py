@@ -414,7 +414,7 @@ NO_FOLDER = "{} is no folder. Expected the folder of a diffusers pipeline, or a 
 
 def check_rank(config: FinetuneConfig) -> None:
     """Raise UserError where --lora is another rank than that of the adapters that a new run starts from."""
-    rank = adapter_rank(config.adapter, config.model)
+    rank = None if config.adapter is None else adapter_rank(config.adapter, config.model)
     if rank is not None and rank != config.lora:
         raise UserError(
             f"--lora is {config.lora}, and the adapters in {config.adapter} have rank {rank}: leave --lora out, or "
