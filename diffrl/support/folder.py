@@ -165,8 +165,8 @@ def claimed(out: Path | None, stem: str, files: Collection[str]) -> Iterator[Pat
     folder = _new(stem) if out is None else to_write(out, "runs")
     with held(folder, made=out is None):
         refuse(folder, files)
-        if _as_it_began(folder):
-            shutil.rmtree(folder / "checkpoints" / f"{0:09d}")
+        if (folder / ABOUT).exists():
+            _clear(folder)
         for name in (SUMS, *files, ABOUT):  # in this order, so that a cut leaves it ours
             (folder / name).unlink(missing_ok=True)
         yield folder
@@ -192,9 +192,26 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
                 "choose another --out."
             )
     if not ours and folder.is_dir():
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        others = sorted(path.name for path in folder.iterdir() if not _may_be_there(path))
         if others:
             raise UserError(f"{folder} is neither empty nor a run: {others[0]} is in it. Choose another --out.")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run that is begun anew makes again, and no file of somebody else's beside it."""
+    if _as_it_began(folder):
+        shutil.rmtree(folder / "checkpoints" / f"{0:09d}")
+        for name in (f"{0:06d}", "control", "reference"):
+            (folder / "images" / f"{name}.png").unlink(missing_ok=True)
+    shutil.rmtree(folder / "teacher", ignore_errors=True)
+    for name in ("checkpoints", "images"):
+        with contextlib.suppress(OSError):  # not empty, or not there
+            (folder / name).rmdir()
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether a file in a new run's folder is no reason to refuse it: hidden, or a log, as a sweep's of its run."""
+    return path.name.startswith(".") or path.suffix == ".log" or path.name in ("log.txt", "error.txt", "tensorboard")
 
 
 _OF_PROGRESS = ("scores.json", "metrics.csv")

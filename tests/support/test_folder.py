@@ -187,6 +187,23 @@ def test_a_run_of_images_as_it_began_is_claimed_anew_and_none_that_has_made_some
         assert mine.exists()
 
 
+def test_a_folder_that_is_begun_anew_may_be_begun_anew_once_more(tmp_path: Path) -> None:
+    """Where that fails, too, before the run is there; and logs, which a sweep writes before it, are in no way."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / f"{0:09d}").mkdir(parents=True)
+    (run / "images").mkdir()
+    (run / "images" / "000000.png").touch()
+    (run / "log.txt").touch()
+    (run / folders.ABOUT).write_text(json.dumps({"kind": folders.IMAGES}))
+    for _ in range(2):
+        with pytest.raises(RuntimeError), claimed(run, "bc", ("finetune.yaml",)):
+            raise RuntimeError("no such prompts")
+    assert [path.name for path in run.iterdir() if not path.name.startswith(".")] == ["log.txt"]
+    (run / "images").mkdir()
+    with pytest.raises(UserError, match="neither empty nor a run: images is in it"):
+        folders.refuse(run, ())
+
+
 def test_a_sweeps_folder_takes_no_run_beside_its_runs(tmp_path: Path) -> None:
     """Nothing in it is touched; a folder within it, as its runs have, may be claimed."""
     (tmp_path / "sweep.json").write_text("{}")
