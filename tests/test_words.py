@@ -71,7 +71,6 @@ REFUSED = [
     ("finetune --algo draft --reward jpeg", "draft needs a reward with a gradient, and jpeg has none"),
     ("finetune --algo refl --data digits --reward emoji+", "--reward 'emoji+'"),
     ("finetune --reward colour:mauve", "--reward 'colour:mauve': expected a colour or a hue in degrees"),
-    ("finetune --reward colour:900", "expected a colour or a hue in degrees, 0 to 360, not '900'"),
     ("finetune --reward jpeg --guidance -3", "--guidance is -3; expected at least 0, and 1 for none"),
     ("finetune --algo draft --reward colour:red --draft-steps 9 --steps 3", "more than the 3 --steps of the chain"),
     ("finetune --reward jpeg+0.5*png", "did you leave out the blanks about the +: 'jpeg + 0.5*png'"),

@@ -106,13 +106,10 @@ def _panels(runs: Sequence[FinetuneRun], name: str) -> list[tuple[str, str, list
     least = min(2, max(len(run.measured) for run in runs))
     named = {"reward": "scored_by", "held_out": "held_out"}.get(name)
     found: dict[str, list[int]] = {}
-    called: dict[str, str] = {}
     for i, run in enumerate(runs):
         if sum(name in entry for entry in run.measured) >= least:
-            reward = str(getattr(run.config, named)) if named else ""
-            found.setdefault(reward, []).append(i)
-            called[reward] = str(run.reward_written(named)) if named else ""
-    return [(name, _in_two_lines(called[of]) if len(found) > 1 else "", shown) for of, shown in found.items()]
+            found.setdefault(str(run.reward_written(named)) if named else "", []).append(i)
+    return [(name, _in_two_lines(of) if len(found) > 1 else "", shown) for of, shown in found.items()]
 
 
 def _in_two_lines(reward: str) -> str:

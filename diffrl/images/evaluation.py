@@ -184,11 +184,11 @@ def rounding_kl(setup: Setup, samples: Samples) -> Tensor:
     """KL of the whole chain where the model has hardly moved, one value an image (n,): in half precision, of rounding.
 
     To the model as it is, of one that Adam's first step in random directions has moved: each parameter of adapters is
-    lr greater or smaller; of a network that is trained whole, which this would move indeed, lr / 100. Nothing is
-    changed, and no random numbers of the run are used.
+    lr, at most 3e-4, greater or smaller; of a network that is trained whole, which this would move indeed, a hundredth
+    of it. Nothing is changed, and no random numbers of the run are used.
     """
     tuned = setup.model.tuned
-    size = setup.config.lr / (100 if tuned.lora is None else 1)
+    size = min(setup.config.lr, 3e-4) / (100 if tuned.lora is None else 1)
     generator = torch.Generator(setup.model.device).manual_seed(0)
 
     def moved(parameter: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class _Session:
             self.files: dict[str, dict[str, str]] = {}
             self.rewarded = config.scored_by  # as it is said
             if ":" in f"{config.scored_by} {config.held_out}":  # else no reward names a file
-                before = {} if resumed is None else resumed.about().get(FILES_OF_REWARDS, {})
+                before = {} if resumed is None else resumed.reward_files()
                 self.files = files_of(config, before)
                 for note in changed(self.files, before):
                     self._say(f"[yellow]{note}[/]")
@@ -161,7 +161,7 @@ class _Session:
             self.classifier = _classifier(config)
         prompts = prompts_of_run(config, model, base_of(config.model))
         for asked in (reward, self.held_out):
-            if getattr(asked, "videos", False):
+            if new and getattr(asked, "videos", False):
                 refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
         if config.shard and world.size > 1:
@@ -181,7 +181,7 @@ class _Session:
         for note in notes(self.setup.reward):
             self._say(note)
         n, prompts = self.config.eval_samples, len(self.setup.prompts)
-        if n < 2 * prompts and resumed is None:
+        if -(-n // 2) < prompts and resumed is None:
             seen = f"Evaluations show {-(-n // 2)} of {prompts:,} prompts, two images each"
             self._say(f"{seen}: --eval-samples {2 * prompts} shows all.")
         with self._progress("Preparing", self.config.scored_before):
@@ -257,7 +257,7 @@ class _Session:
             for complaint in complaints + checkpoint.made_again(path, saved.step, config.rounds, "rounds"):
                 self._say(f"[yellow]{complaint}[/]")
             if saved.step > config.rounds:
-                raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds"))
+                raise UserError(folders.too_far(path, saved.step, config.rounds, "rounds", config.unit))
             if saved.step == config.rounds and world.main:
                 gone = lost(resumed, config) or []
                 self._say(folders.all_done(path, saved.step, "rounds", gone, config.unit))

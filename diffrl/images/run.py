@@ -1,5 +1,6 @@
 """A fine-tuning run's folder: its configuration and evaluations, its pictures, and what is printed of it."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,20 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
+from diffrl.images.config import FinetuneConfig
 from diffrl.images.config.base import CONFIG, TINY, VARIANTS
 from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
-from diffrl.images.rewards.entry import is_single
 from diffrl.images.signs import CHANCE, warnings
-from diffrl.images.stored import FILES_OF_REWARDS, SCORED_BY, absolute, written
+from diffrl.images.stored import FILES_OF_REWARDS, SCORED_BY, absolute, load, written
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, read_yaml, reading
+from diffrl.support.files import atomic_path, by_umask, read_json, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
-from diffrl.support.schema import read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,11 +127,19 @@ class FinetuneRun:
     def reward_written(self, name: str) -> str | None:
         """The reward `scored_by` or `held_out`, its files as they were written when the run began; None for none."""
         spec = getattr(self.config, name)
-        return None if spec is None else written(spec, self.about().get(FILES_OF_REWARDS, {}))
+        return None if spec is None else written(spec, self.reward_files())
+
+    def reward_files(self) -> dict[str, dict[str, str]]:
+        """The files of its rewards as `run.json` has them: see `stored.files_of`; none where it cannot be read."""
+        files = self.about().get(FILES_OF_REWARDS)
+        found = files.items() if isinstance(files, dict) else ()
+        return {home: file for home, file in found if isinstance(file, dict) and isinstance(file.get("written"), str)}
 
     def about(self) -> dict[str, Any]:
         """What `run.json` says; nothing where it says nothing that can be read."""
-        about = folder.read_json(self.path / ABOUT, say=False) if (self.path / ABOUT).exists() else {}
+        about: Any = None
+        with contextlib.suppress(UserError, OSError):
+            about = folder.read_json(self.path / ABOUT, say=False)
         return about if isinstance(about, dict) else {}
 
     @classmethod
@@ -247,22 +254,6 @@ def _at_home(name: str) -> str:
     if colon and variant in VARIANTS and Path(folder).is_dir():
         return f"{variant}:{Path(folder).absolute()}"
     return str(Path(name).absolute()) if name not in ("digits", *TINY) and Path(name).is_dir() else name
-
-
-def load(path: Path) -> FinetuneConfig:
-    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold.
-
-    Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
-    """
-    values = dict(read_yaml(path))
-    schema = schema_of(values.get("algo"))
-    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
-        values["reward"] = reward  # a file is no first look
-    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
-    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
-    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
-        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
-    return config
 
 
 # --- In words ------------------------------------------------------------------------------------------------------

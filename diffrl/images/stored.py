@@ -1,14 +1,16 @@
-"""The files that a run's rewards are made of: their paths, which a run keeps absolute, and what they hold. No torch."""
+"""What a run's settings keep: read back from its file; and the files that its rewards are made of. No torch."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.config import FinetuneConfig
+from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.rewards.arguments import path_in
 from diffrl.images.rewards.base import Reward, parts_of
-from diffrl.images.rewards.entry import TERM
-from diffrl.support.files import sha256
+from diffrl.images.rewards.entry import TERM, is_single
+from diffrl.support.files import read_yaml, sha256
+from diffrl.support.schema import read
 
 SCORED_BY = ("reward", "held_out")
 """The settings that are rewards."""
@@ -17,7 +19,10 @@ FILES_OF_REWARDS = "reward_files"
 
 
 def absolute(term: str) -> tuple[str, tuple[Path, str] | None]:
-    """A reward with its weight, the path in its argument absolute; and that path, with how it was written."""
+    """A reward with its weight, the path in its argument absolute; and that path, with how it was written.
+
+    As it is where the absolute path has what divides a reward from its argument's parts, or from the next one.
+    """
     match = TERM.fullmatch(term)
     written = None if match is None else path_in(match["name"], match["argument"] or "")
     if match is None or written is None:
@@ -25,6 +30,8 @@ def absolute(term: str) -> tuple[str, tuple[Path, str] | None]:
     start, end = written
     typed = match["argument"][start:end]
     home, before = Path(typed).expanduser().absolute(), match.start("argument")
+    if "#" in str(home) or " + " in str(home):
+        return term, None
     return f"{term[: before + start]}{home}{term[before + end :]}", (home, typed)
 
 
@@ -67,3 +74,19 @@ def changed(files: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping
         for home, file in files.items()
         if before.get(home, {}).get("sha256", file.get("sha256")) != file.get("sha256")
     ]
+
+
+def load(path: Path) -> FinetuneConfig:
+    """Read a `finetune.yaml` strictly. Raises UserError for anything it should not hold.
+
+    Files of older runs hold the options of all algorithms: those that the run's own does not have are left out.
+    """
+    values = dict(read_yaml(path))
+    schema = schema_of(values.get("algo"))
+    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
+        values["reward"] = reward  # a file is no first look
+    unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
+    config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))
+    if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
+        return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
+    return config

@@ -184,30 +184,29 @@ def common_seeds(one: Rolled, other: Rolled) -> tuple[int, ...]:
     common = tuple(seed for seed in seeds if seed in others)
     if set(seeds) == set(others) or not common:
         return ()
-    akin = any(_is_at(a, b) or _is_at(b, a) for a in _lineage(one) for b in _lineage(other))
-    return common if akin else ()
+    return common if set(_lineage(one)) & set(_lineage(other)) else ()
 
 
 def _lineage(rolled: Rolled) -> list[str]:
-    """Where a run is, and the runs that it was made from, the nearest first, as far as these are here."""
+    """Where a run is, and the runs that it was made from, the nearest first, as far as these are here.
+
+    Of one that is gone its absolute path, or its address. A configuration that online training began with is no run.
+    """
     run, found = rolled.run, [rolled.place if address_of(rolled.place) else str(rolled.run.path.resolve())]
     with contextlib.suppress(UserError):  # of one that is damaged
         while start := str((run.settings or {}).get("start_run") or (run.settings or {}).get("offline_run") or ""):
-            here = address_of(start) is None and (Path(start) / ABOUT).is_file()
-            place = str(Path(start).resolve()) if here else start
-            if place in found:
+            # Relative to where the command was given, which may be any folder above the run.
+            above = () if address_of(start) else (Path(), *run.path.resolve().parents)
+            here = next((place / start for place in above if (place / start / ABOUT).is_file()), None)
+            gone = bool(address_of(start)) or (Path(start).is_absolute() and not Path(start).suffix)
+            place = str(here.resolve()) if here is not None else start
+            if place in found or (here is None and not gone):
                 break
             found.append(place)
-            if not here:
+            if here is None:
                 break
-            run = Run.read(start)
+            run = Run.read(here)
     return found
-
-
-def _is_at(place: str, written: str) -> bool:
-    """Whether a run's place is the one that is written, which may be relative to a folder that is not known."""
-    parts, end = PurePosixPath(place).parts, PurePosixPath(written).parts
-    return bool(end) and parts[-len(end) :] == end
 
 
 def _student(values: NDArray[np.float64]) -> Interval:
@@ -245,9 +244,10 @@ def compare(
 ) -> list[Path]:
     """Compare runs of policies with the first of them; write a page, and beside it its picture (PNG) and numbers (CSV).
 
-    All policies start in the same `episodes` states. Those of the seeds in the same place of their runs draw the same
-    noise, so far as they draw alike. which: the `last` or `best` checkpoint, or that of a step. seed: what start states
-    and noise are drawn from. env: the id of another environment than the runs'. Gives the files' paths.
+    All policies start in the same `episodes` states. Those of one seed draw the same noise, so far as they draw alike;
+    of runs without a common seed, those of the seeds in the same place. which: the `last` or `best` checkpoint, or that
+    of a step. seed: what start states and noise are drawn from. env: the id of another environment than the runs'.
+    Gives the files' paths.
 
     A comparison that is at `out` is replaced. Raises UserError where other files are there, for fewer than two runs,
     and for runs that are not of one environment.
@@ -261,7 +261,7 @@ def compare(
     task = _one_task(runs, places)
     settle()
     rolled = [
-        _roll(run, place, name, episodes, str(which), seed, quiet)
+        _roll(run, place, name, episodes, str(which), seed, quiet, _streams(run, runs[0]))
         for run, place, name in zip(runs, places, _names(places), strict=True)
     ]
     picture = _picture(rolled, task)
@@ -315,13 +315,23 @@ def _one_task(runs: Sequence[Run], places: Sequence[str]) -> Task:
     return first.task
 
 
-def _roll(run: Run, at: str, name: str, episodes: int, which: str, seed: int, quiet: bool) -> Rolled:
+def _streams(run: Run, first: Run) -> list[int]:
+    """Which stream of noise each of a run's seeds draws from: that of the same seed of the first run, if it has one."""
+    seeds, firsts = run.config.seeds, first.config.seeds
+    if not set(seeds) & set(firsts):
+        return list(range(len(seeds)))
+    return [firsts.index(seed) if seed in firsts else len(firsts) + i for i, seed in enumerate(seeds)]
+
+
+def _roll(
+    run: Run, at: str, name: str, episodes: int, which: str, seed: int, quiet: bool, streams: Sequence[int]
+) -> Rolled:
     evaluator, outcomes, steps = Evaluator.of(run.task), [], []
     paths: list[NDArray[np.float32]] = []
     try:
         for place, training_seed in enumerate(run.config.seeds):
             agent, (step,) = load_stack(run, [training_seed], which, "cpu")
-            act = Actor(agent, run.preprocessing, generator=generator_at(seed, place))
+            act = Actor(agent, run.preprocessing, generator=generator_at(seed, streams[place]))
             with work(f"{name}, seed {training_seed}, step {step:,}", "episodes", quiet) as on_step:
                 found, drawn = evaluator(act, episodes, (seed,), on_step, 0 if place else DRAWN)
             outcomes.append(evaluator.outcomes(found)[0])

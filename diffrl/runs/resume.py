@@ -67,7 +67,7 @@ def resume(
 
         finished = FinetuneRun.read(path)
         config = finished.asked(steps)
-        folder.refuse_fewer(path, config.rounds, "rounds")
+        folder.refuse_fewer(path, config.rounds, "rounds", config.unit)
         changed = stop_kl is not None or device is not None or "WORLD_SIZE" in os.environ
         if not changed and is_whole(finished, config):  # shown without torch and without its model
             with held(path):

@@ -71,7 +71,7 @@ def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides:
             try:
                 agent.source(transitions)  # refuses here, before there is a folder, what the agent cannot learn from
             except DataError as error:
-                if not algorithm.startswith("Flow-to-Better"):
+                if not algorithm.startswith("Flow-to-Better") or not hasattr(config.agent, "horizon"):
                     raise
                 shorter = "Trajectories of Flow-to-Better have one row less than its --horizon."
                 raise DataError(f"{error} {shorter}") from error

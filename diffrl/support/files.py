@@ -3,6 +3,7 @@
 And checksums, and where data are kept. What is at an address is fetched by `diffrl.support.remote`.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -291,14 +292,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def by_umask(folder: Path) -> None:
-    """Give all files in a folder that was written just now the mode that a new file has here, by the umask."""
-    with tempfile.TemporaryDirectory(dir=folder) as probe:
-        file = Path(probe) / "file"
-        file.touch()
-        mode = file.stat().st_mode
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(mode)
+    """Give all files in a folder that was written just now the mode that a new file has here, by the umask.
+
+    Where the file system knows no modes they stay as they are.
+    """
+    with contextlib.suppress(OSError):
+        with tempfile.TemporaryDirectory(dir=folder) as probe:
+            file = Path(probe) / "file"
+            file.touch()
+            mode = file.stat().st_mode
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
 
 
 _MARK = ".tmp"

@@ -65,13 +65,17 @@ def ends_sooner(folder: Path, made_for: int, now: int, what: str = "steps") -> s
     return f"{folder} was made for {counted(made_for, what)}, and is to end at {now:,} now."
 
 
-def too_far(folder: Path, done: int, asked: int, what: str = "steps") -> str:
-    """What is said of a run that has made more steps, or whatever it counts, than it is asked for."""
+def too_far(folder: Path, done: int, asked: int, what: str = "steps", unit: str = "") -> str:
+    """What is said of a run that has made more steps, or whatever it counts, than it is asked for.
+
+    unit: what --steps counts, where it is to be told.
+    """
     has = f"{folder} has {counted(done, what)} already"
-    return f"{has}, more than the {counted(asked, what)} asked for: give a larger --steps to go on."
+    counts = f", which counts {unit}," if unit and unit != what else ""
+    return f"{has}, more than the {counted(asked, what)} asked for: give a larger --steps{counts} to go on."
 
 
-def refuse_fewer(folder: Path, asked: int | None, what: str = "steps") -> None:
+def refuse_fewer(folder: Path, asked: int | None, what: str = "steps", unit: str = "") -> None:
     """Raise UserError where a run's newest whole checkpoint is of more steps than it is asked for. Needs no torch.
 
     Only checkpoints of more steps are read, to see whether they are whole.
@@ -86,7 +90,7 @@ def refuse_fewer(folder: Path, asked: int | None, what: str = "steps") -> None:
         except (OSError, Damaged):
             whole = False
         if whole and files:
-            raise UserError(too_far(folder, step, asked, what))
+            raise UserError(too_far(folder, step, asked, what, unit))
 
 
 def all_done(folder: Path, done: int, what: str = "steps", lost: Sequence[str] = (), unit: str = "") -> str:

@@ -30,7 +30,8 @@ from diffrl.images.config import (
 )
 from diffrl.images.config.base import check_rank
 from diffrl.images.rewards.registry import companion, require_gradient
-from diffrl.images.run import load, plain
+from diffrl.images.run import plain
+from diffrl.images.stored import load
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_yaml
 

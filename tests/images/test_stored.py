@@ -7,6 +7,7 @@ import pytest
 
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig
+from diffrl.images.rewards.registry import check
 from diffrl.images.run import FinetuneRun, plain
 from diffrl.support.files import read_yaml
 from tests.images.test_command import SMALL
@@ -27,6 +28,20 @@ def test_folders_of_models_are_absolute(variant: str, tmp_path: Path, monkeypatc
     assert plain(config, Path("run"))["model"] == f"{variant}{tmp_path}/p/sd"
     elsewhere = FinetuneConfig(algo="nft", model=f"{variant}owner/name", prompts=prompts, reward="jpeg")
     assert plain(elsewhere, Path("run"))["model"] == f"{variant}owner/name"
+
+
+@pytest.mark.parametrize("folder", ["c#1", "a + b", "plain"])
+def test_a_reward_is_read_back_whatever_its_directory_is_called(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the directory's name has what divides rewards and arguments, the reward stays as it was typed."""
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    Path("mine.py").write_text(FUNCTION)
+    config = FinetuneConfig(algo="nft", model="tiny-emoji", reward="jpeg + python:mine.py#bright")
+    kept = plain(config, Path("run"))["reward"]
+    assert [argument for _, _, argument in check(kept)] == ["", kept.partition("python:")[2]]
+    assert kept.endswith(f"{tmp_path}/plain/mine.py#bright" if folder == "plain" else "+ python:mine.py#bright")
 
 
 def test_rewards_of_ones_own_go_on_from_another_directory_under_their_names(

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,9 +184,28 @@ def test_runs_of_one_origin_are_found_by_what_they_say(tmp_path: Path, monkeypat
     assert common(base, alone) == ()
     assert common(tmp_path / "once", tuned(tmp_path / "sibling", "base", (5, 7))) == (5,)
     assert common(tmp_path / "once", tuned(tmp_path / "same", "base", (5, 3))) == ()  # all of both
+    configured = [tuned(tmp_path / f"online-{i}", "rlpd.yaml", (3, 5)[: i + 1], key="offline_run") for i in range(2)]
+    assert common(*configured) == ()  # of one configuration, and of no run
     (tmp_path / "loop").mkdir()
     loop = tuned(tmp_path / "loop" / "a", tmp_path / "loop" / "a", (3,))
     assert common(loop, alone) == ()
+
+
+def test_the_same_seed_draws_the_same_noise() -> None:
+    """Wherever it stands in its run; in runs without a common seed, that of the seed in the same place."""
+
+    def run(*seeds: int) -> Any:
+        return SimpleNamespace(config=SimpleNamespace(seeds=seeds))
+
+    assert module._streams(run(3, 5, 7), run(3, 5, 7)) == [0, 1, 2]
+    assert module._streams(
+        run(
+            5,
+        ),
+        run(3, 5, 7),
+    ) == [1]
+    assert module._streams(run(9, 7), run(3, 5, 7)) == [3, 2]
+    assert module._streams(run(0, 1), run(3, 5, 7)) == [0, 1]
 
 
 def test_without_one_of_the_intervals_there_is_no_verdict_on_the_methods() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from diffrl.support import machine
 from diffrl.support.errors import UserError, listed, nearest
-from diffrl.support.files import parse_json, read_json, read_text, read_yaml, reading, regular_file, to_yaml
+from diffrl.support.files import by_umask, parse_json, read_json, read_text, read_yaml, reading, regular_file, to_yaml
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,16 @@ def test_the_memory_that_is_free_keeps_within_the_process_s_limit() -> None:
     assert 0 < told < 2**30
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < machine.free_memory() < total
+
+
+def test_a_file_system_without_modes_keeps_no_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written with a narrow mode gets that of a new file; where that is refused it stays as it is."""
+    file = tmp_path / "model.safetensors"
+    file.touch(0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no modes")))
+        by_umask(tmp_path)
+    assert file.stat().st_mode & 0o777 == 0o600
+    by_umask(tmp_path)
+    (tmp_path / "new").touch()
+    assert file.stat().st_mode == (tmp_path / "new").stat().st_mode != 0o600

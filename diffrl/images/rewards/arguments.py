@@ -27,10 +27,10 @@ HUES = {
 
 def degrees_of(hue: str) -> int:
     """The degrees of a name of HUES, or of degrees such as "210". Raises UserError for another."""
-    if re.fullmatch(r"\d{1,3}", hue, re.ASCII) and int(hue) <= 360:
+    if re.fullmatch(r"\d{1,3}", hue, re.ASCII):
         return int(hue)
     if hue not in HUES:
-        raise UserError(f"expected a colour or a hue in degrees, 0 to 360, not {hue!r}; {nearest(hue, HUES)}")
+        raise UserError(f"expected a colour or a hue in degrees, not {hue!r}; {nearest(hue, HUES)}")
     return HUES[hue]
 
 
