@@ -470,7 +470,7 @@ def sliced_w2(a: Tensor, b: Tensor, directions: int = 64) -> float:
 @pytest.mark.parametrize(
     ("method", "process", "steps", "figure"),
     [
-        ("ict", VE(), 1000, 0.16),
+        pytest.param("ict", VE(), 1000, 0.16, marks=pytest.mark.slow),
         ("cd", VP(), 600, 0.12),
         ("scd", TrigFlow(0.75), 500, 0.12),
         pytest.param("sct", RectifiedFlow(), 2500, 0.15, marks=pytest.mark.slow),

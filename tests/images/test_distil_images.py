@@ -17,7 +17,7 @@ from diffrl.commands.distil import _of_images
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VP, Network, Prediction
 from diffrl.diffusion.prediction import Kind
-from diffrl.images import distil_job, stored
+from diffrl.images import distil_job
 from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.config.base import base_of
@@ -27,6 +27,7 @@ from diffrl.images.job import finetune
 from diffrl.images.model import Condition
 from diffrl.images.models import load_model
 from diffrl.images.models.emoji import EmojiModel
+from diffrl.images.run import plain
 from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.support.errors import UserError
@@ -343,7 +344,7 @@ def test_a_folder_that_is_called_as_a_built_in_model_is_not_it(quick: Path) -> N
     assert _of_images(["tiny-emoji"])
     assert not _of_images(["./tiny-emoji"])
     assert FinetuneConfig(model="tiny-emoji") == FinetuneConfig(algo="ddpo-is")
-    assert stored.plain(FinetuneConfig(), Path("a"))["model"] == "tiny-emoji"
+    assert plain(FinetuneConfig(), Path("a"))["model"] == "tiny-emoji"
     assert ImageDistilConfig(teacher="tiny-emoji").to_dict()["teacher"] == "tiny-emoji"
     assert load_model("tiny-emoji", lora=None).name == "tiny-emoji"
     words = "tiny-emoji --steps 1 --pairs 2 --levels 2 --batch-size 2 --eval-samples 4 --out student"

@@ -258,6 +258,7 @@ def test_diffusion_ql_is_tuned_as_a_policy_alone(tmp_path: Path) -> None:
     assert Run.read(kept).config.agent.act_candidates == 7  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_that_a_policy_is_untrained_is_said_however_many_runs_lie_between(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
