@@ -85,10 +85,10 @@ def _in_words(field: StructFieldSpec) -> StructFieldSpec:
             return "(required)"
         return f"({'here' if 'default' in (text() or '') else 'default'}: {label})"
 
-    kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)]
+    named: dict[str, Any] = {}
     if field.type == bool | None:
-        shown = tyro.conf.arg(name=f"no-{field.name}", aliases=[f"--{field.name}"], metavar="", help_behavior_hint=hint)
-        kind = Annotated[field.type, shown]
+        named = {"name": f"no-{field.name}", "aliases": [f"--{field.name}"], "metavar": ""}
+    kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint, **named)]
     return dataclasses.replace(field, type=kind, helptext=text)
 
 

@@ -173,9 +173,8 @@ def chain_kl(setup: Setup, samples: Samples) -> Tensor:
 
     def pair(condition: Condition) -> tuple[Denoise, Denoise]:
         model, guidance = setup.model, setup.config.guidance
-        return denoiser(model, condition, guidance=guidance), denoiser(
-            model, condition, reference=True, guidance=guidance
-        )
+        reference = denoiser(model, condition, reference=True, guidance=guidance)
+        return denoiser(model, condition, guidance=guidance), reference
 
     return _kl(setup, samples, pair)
 

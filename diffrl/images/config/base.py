@@ -68,7 +68,8 @@ class _Presets(type):
         given = checked(schema, given)
         if "model" not in given and any(_of_digits(given.get(name)) for name in ("reward", "held_out")):
             given["model"] = "tiny-digits"
-        if "lora" not in given and (rank := adapter_rank(given.get("adapter"), given.get("model", schema.model))):
+        adapter = None if "lora" in given else given.get("adapter")
+        if adapter is not None and (rank := adapter_rank(adapter, given.get("model", schema.model))):
             given["lora"] = rank
         config = type.__call__(schema, **{**schema.defaults(given.get("model", schema.model)), **given})
         held_out = None if config.scored_by is None else companion(config.scored_by)
@@ -414,7 +415,9 @@ NO_FOLDER = "{} is no folder. Expected the folder of a diffusers pipeline, or a 
 
 def check_rank(config: FinetuneConfig) -> None:
     """Raise UserError where --lora is another rank than that of the adapters that a new run starts from."""
-    rank = None if config.adapter is None else adapter_rank(config.adapter, config.model)
+    if config.adapter is None:
+        return
+    rank = adapter_rank(config.adapter, config.model)
     if rank is not None and rank != config.lora:
         raise UserError(
             f"--lora is {config.lora}, and the adapters in {config.adapter} have rank {rank}: leave --lora out, or "

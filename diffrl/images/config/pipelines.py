@@ -60,9 +60,9 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def adapter_rank(adapter: str | Path | None, model: str) -> int | None:
-    """The rank of the adapters in a folder or file; None for none, or where that is seen only once they are read."""
-    if adapter is None or model.startswith("control:"):
+def adapter_rank(adapter: str | Path, model: str) -> int | None:
+    """The rank of the adapters in a folder or file; None where that is seen only once they are read."""
+    if model.startswith("control:"):
         return None
     path = Path(adapter)
     file = path if path.is_file() else next((path / n for n in (DIFFUSERS, PEFT) if (path / n).is_file()), None)
