@@ -14,6 +14,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from diffrl.cli import main
+from diffrl.runs.study import page as pages
 from diffrl.runs.study import published
 from diffrl.runs.study.contents import (
     aggregate_table,
@@ -28,6 +29,7 @@ from diffrl.runs.study.contents import (
     tables,
 )
 from diffrl.runs.study.figures import learning_curves
+from diffrl.runs.study.page import Figures
 from diffrl.runs.study.report import write_report
 from diffrl.runs.study.scores import Row, Scores
 from diffrl.runs.study.summary import Summary
@@ -247,6 +249,15 @@ def test_agents_without_a_task_in_common_have_no_aggregates() -> None:
         "No two agents have a normalised task in common."
     )
     assert list(Summary(scored({("x", "bc"): [[1]], ("y", "bc"): [[2]]})).aggregates) == ["bc"]
+    # Nor does the page explain what it does not have.
+    none = Figures([], [], [], [], [])
+    unequal = Summary(scored({("x", "bc"): [[1], [2]], ("y", "iql"): [[1]]}))
+    assert "Unequal seeds" not in {note.about for note in unequal.caveats()}
+    assert all("Aggregates with" not in note.sentence for note in unequal.caveats())
+    assert "<dt>IQM</dt>" not in pages.page(unequal, none, interval=False, title="a report")
+    both = Summary(scored({("x", "bc"): [[1], [2]], ("x", "iql"): [[1]]}))
+    assert "Unequal seeds" in {note.about for note in both.caveats()}
+    assert "<dt>IQM</dt>" in pages.page(both, none, interval=False, title="a report")
 
 
 def test_what_limits_a_report_is_said() -> None:

@@ -121,22 +121,28 @@ def _sources() -> str:
 
 
 def _methods(summary: Summary) -> str:
-    gap = f"How far runs stay below {summary.target:g} on average; what is above it does not make up for others."
     what: dict[str, str] = {name: f"{said[0].upper()}{said[1:]}." for name, said in PROTOCOLS.items()}
-    what |= {
-        "± and intervals": "± is the standard error over seeds. Intervals of single tasks are Student's, at 95 %.",
+    what["± and intervals"] = "± is the standard error over seeds. Intervals of single tasks are Student's, at 95 %."
+    if summary.shared.tasks:
+        what |= _of_aggregates(summary.target)
+    return f"<dl>{''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in what.items())}</dl>"
+
+
+def _of_aggregates(target: float) -> dict[str, str]:
+    """How the figures over several tasks are made, by what they are called."""
+    return {
         "bootstrap": "Each task's seeds are drawn anew with replacement, tasks stay: a stratified bootstrap, its "
         f"percentiles at 95 %, {DRAWS:,} draws (2,000 for profiles), seed {BOOTSTRAP_SEED}. So it says what other "
         "seeds would give, not other tasks.",
         "IQM": "The mean of the middle half of all runs of all tasks.",
         "median, mean": "Over tasks, of the mean over seeds.",
-        "optimality gap": gap,
+        "optimality gap": f"How far runs stay below {target:g} on average; what is above it does not make up for "
+        "others.",
         "P(X > Y)": "The probability that a run of X scores more than one of Y on a task: Mann-Whitney's U / (m n), a "
         "mean over tasks; a tie counts one half.",
         "source": "Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice "
         "(arXiv 2108.13264).",
     }
-    return f"<dl>{''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in what.items())}</dl>"
 
 
 def _runs(summary: Summary) -> tuple[str, str, str]:

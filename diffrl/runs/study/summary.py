@@ -226,7 +226,8 @@ class Summary:
         single = sorted({task for (task, _), result in self.chosen.items() if len(result.values) == 1})
         if single:
             said = "One seed of some agents: there is no error, no interval and no emphasis, as there is no spread to "
-            notes.append(Note(_named(single), said + "take them from. Aggregates with such a task have none either."))
+            none = " Aggregates with such a task have none either." if self.shared.tasks else ""
+            notes.append(Note(_named(single), f"{said}take them from.{none}"))
         if most > 1 and fewest < FEW:
             two = " The bootstrap of two seeds runs from one to the other, and holds the true mean half of the time."
             notes.append(
@@ -237,7 +238,7 @@ class Summary:
                     "allow for the number, if scores are near normal.",
                 )
             )
-        if fewest != most:
+        if fewest != most and self.shared.tasks:
             notes.append(
                 Note("Unequal seeds", "In the IQM each run counts the same, so tasks with more seeds count more.")
             )
