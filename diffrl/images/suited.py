@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DIGITS = ("digit", "digit-held-out")
 """The rewards that take an image for a handwritten digit, whatever it shows."""
+COLOURED = ("emoji", "emoji-held-out", "emoji-clip", "colour")
+"""The rewards that look at emoji, or at hues, of which grey images have none."""
 
 
 def refuse(config: FinetuneConfig) -> None:
@@ -31,10 +33,18 @@ def refuse(config: FinetuneConfig) -> None:
     _refuse_nonsense(config)
     spec, held_out = config.scored_by, None if config.held_out == NOTHING else config.held_out
     for option, text in (("--reward", spec), ("--held-out", held_out)):
-        of_digits = [entry for _, entry, _ in check(text, option) if _named(entry.usage) in DIGITS] if text else []
-        if of_digits and base_of(config.model) == "tiny-emoji":
+        if text is None:
+            continue
+        names = {_named(entry.usage) for _, entry, _ in check(text, option)}
+        if base_of(config.model) == "tiny-emoji" and not names.isdisjoint(DIGITS):
             raise UserError(
                 f"{option} {text} is for handwritten digits, and {config.model} makes none: --model tiny-digits."
+            )
+        if base_of(config.model) in ("tiny-digits", "tiny-latents") and not names.isdisjoint(COLOURED):
+            what = "hues" if names.isdisjoint(set(COLOURED) - {"colour"}) else "emoji"
+            data = "" if getattr(config, "data", None) is None else " with --data FOLDER, its images"
+            raise UserError(
+                f"{option} {text} is for {what}, and {config.model} makes grey digits: --model tiny-emoji{data}."
             )
     if spec is not None and held_out is not None and _same(spec, held_out):
         raise UserError(

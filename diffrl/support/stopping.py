@@ -7,6 +7,7 @@ is one block of the first kind; a training loop is one of the second kind, with 
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,6 +67,20 @@ def _note(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
 
+def _again() -> None:
+    """Raise Stopped soon: it was raised in a finaliser, out of which nothing is, and Python would print it."""
+    if not hasattr(signal, "setitimer"):
+        return
+
+    def raise_it(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGALRM, usual)
+        if _blocks and _blocks[-1].at_once:
+            raise Stopped
+
+    usual = signal.signal(signal.SIGALRM, raise_it)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
 @contextmanager
 def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callable[[], bool]]:
     """Yield what says whether SIGINT or SIGTERM has come in the block; a second signal has its usual effect.
@@ -79,8 +94,10 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
         return
     block, outermost = _Block(at_once, bool(_blocks) and _blocks[-1].received), not _blocks
     previous: dict[signal.Signals, Any] = {}
+    unraisable = sys.unraisablehook
     try:
         if outermost:
+            sys.unraisablehook = lambda given: _again() if given.exc_type is Stopped else unraisable(given)
             previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
             # What was set outside of Python reads as None, and cannot be set again.
             known = {number: signal.SIG_DFL if deadly or usual is None else usual for number, usual in previous.items()}
@@ -95,6 +112,7 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
             for number, usual in previous.items():
                 signal.signal(number, _usual[number] if usual is None else usual)
             _usual.clear()
+            sys.unraisablehook = unraisable
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Rewards that cannot tell what they are asked for are refused, in one line, before anything is loaded."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,35 @@ def test_digits_are_not_looked_for_in_emoji(option: str, quick: Path, capsys: py
     said = fails(words, capsys)
     assert f"{option} digit:8 is for handwritten digits, and tiny-emoji makes none: --model tiny-digits" in said
     assert FinetuneConfig(reward="digit:8").model == "tiny-digits"
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "tiny-digits", "--reward", "colour:blue"], "--reward colour:blue is for hues, and tiny-digits"),
+        (["--algo", "refl", "--reward", "colour:blue"], "--model tiny-emoji with --data FOLDER, its images."),
+        (["--algo", "refl", "--held-out", "jpeg + 2*colour:30"], "for hues, and tiny-digits makes grey digits"),
+        (["--algo", "refl", "--reward", "emoji"], "--reward emoji is for emoji, and tiny-digits makes grey digits"),
+        (["--model", "tiny-latents", "--reward", "emoji-clip:heart + colour:red"], "is for emoji, and tiny-latents"),
+    ],
+)
+def test_grey_digits_are_no_emoji_and_have_no_hue(
+    words: list[str], said: str, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of a model that was named, nor of refl's own default; a hue of greys is 0, whatever is learned."""
+    assert said in fails(words, capsys)
+
+
+def test_what_is_held_out_changes_no_other_setting() -> None:
+    """A run of which nothing else is said stays the first look; a reward of digits names their model."""
+    first = FinetuneConfig()
+    for held_out in ("emoji-held-out", "png", "colour:blue", "none"):
+        assert FinetuneConfig(held_out=held_out) == dataclasses.replace(first, held_out=held_out)
+    assert (FinetuneConfig(held_out="digit:8").model, FinetuneConfig(held_out="digit:8").algo) == (
+        "tiny-digits",
+        "ddpo-is",
+    )
 
 
 def test_a_reward_of_whole_videos_is_no_images(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:

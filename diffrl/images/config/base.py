@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from diffrl.images.config.defaults import implied
+from diffrl.images.config.defaults import implied, of_digits
 from diffrl.images.config.pipelines import DIFFUSERS, PEFT, adapter_rank, unguided
 from diffrl.images.distil_config import STUDENTS, run_of, sampled_by
-from diffrl.images.rewards.registry import companion, named_in
+from diffrl.images.rewards.registry import companion
 from diffrl.support.errors import UserError, closest, counted, joined, nearest
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
@@ -66,7 +66,7 @@ class _Presets(type):
         for name in given:
             schema.require(name)
         given = checked(schema, given)
-        if "model" not in given and any(_of_digits(given.get(name)) for name in ("reward", "held_out")):
+        if "model" not in given and any(of_digits(given.get(name)) for name in ("reward", "held_out")):
             given["model"] = "tiny-digits"
         adapter = None if "lora" in given else given.get("adapter")
         if adapter is not None and (rank := adapter_rank(adapter, given.get("model", schema.model))):
@@ -376,11 +376,6 @@ class OfflineConfig(FinetuneConfig):
 def flag(field: str) -> str:
     """A field as the command line spells it."""
     return "--" + field.replace("_", "-")
-
-
-def _of_digits(reward: object) -> bool:
-    """Whether a reward looks at handwritten digits."""
-    return isinstance(reward, str) and not named_in(reward).isdisjoint(("digit", "digit-held-out"))
 
 
 def is_builtin(model: str) -> bool:

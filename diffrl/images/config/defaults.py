@@ -5,6 +5,7 @@ from typing import Any
 
 from diffrl.images.distil_config import sampled_by
 from diffrl.images.rewards.base import asks_a_person
+from diffrl.images.rewards.registry import named_in
 
 FIRST_LOOK: Mapping[str, Any] = {
     "algo": "draft",
@@ -22,6 +23,11 @@ VOTED = 1024
 """Images that DiffusionNFT scores by default where a person votes on a built-in model's: 64 choices, four a round."""
 
 
+def of_digits(reward: object) -> bool:
+    """Whether a reward looks at handwritten digits."""
+    return isinstance(reward, str) and not named_in(reward).isdisjoint(("digit", "digit-held-out"))
+
+
 def implied(given: Mapping[str, Any], builtin: Callable[[str], bool]) -> Mapping[str, Any]:
     """What the options given ask for without saying so: an algorithm, or a whole first look. What they say is kept.
 
@@ -37,9 +43,12 @@ def implied(given: Mapping[str, Any], builtin: Callable[[str], bool]) -> Mapping
 
 
 def first_look(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the options given leave to `FIRST_LOOK`; nothing where they name what the run is. What they say is kept."""
+    """What the options given leave to `FIRST_LOOK`; nothing where they name what the run is. What they say is kept.
+
+    A reward of digits that is held out names tiny-digits.
+    """
     other = given.get("algo", FIRST_LOOK["algo"]) != FIRST_LOOK["algo"]
-    if other or {"reward", "held_out", "model"} & given.keys():
+    if other or {"reward", "model"} & given.keys() or of_digits(given.get("held_out")):
         return {}
     idle = {"kl"} if given.get("eta") == 0 else set()  # a chain without noise has no divergence
     batch = given.get("batch")

@@ -13,6 +13,7 @@ import torch
 from diffrl.images.config.base import NO_FOLDER, NO_PIPELINE
 from diffrl.images.model import unheard
 from diffrl.support.errors import UserError, first_line
+from diffrl.support.stopping import check
 
 LIBRARIES = ("diffusers", "transformers")
 """Whose classes a pipeline may name: no other code is imported for it."""
@@ -26,11 +27,18 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 def images_extra(what: str = "Fine-tuning image models") -> Iterator[None]:
     """A block of imports of diffusers, transformers, peft, accelerate or Pillow, which `what` needs.
 
-    Raises UserError, naming the package and the extra, where one is not installed.
+    Raises UserError, naming the package and the extra, where one is not installed; and Stopped where a stop has cut an
+    import, which transformers takes for a package that is not there.
     """
     try:
         yield
     except ModuleNotFoundError as error:
+        check()
+        if error.name is None:
+            raise UserError(
+                f"{what} needs packages that could not be imported: {first_line(error)} If Ctrl-C has cut an import, "
+                "begin Python anew."
+            ) from error
         raise UserError(
             f"{what} needs {error.name}, which is not installed: pip install 'diffrl[images]' brings it."
         ) from error
