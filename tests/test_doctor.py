@@ -49,8 +49,9 @@ def test_what_a_package_brings_is_tried(tmp_path: Path, monkeypatch: pytest.Monk
     usable, *broken = doctor.brought()
     assert (usable.state, usable.found) == ("works", "glow of glowing")
     ours = "the name is that of one of diffrl's own"
-    for finding, why in zip(
+    for finding, name, why in zip(
         broken,
+        ["bc", "glowa", "glow-gone", "jpeg", "glowd", "glowe", "hopper"],
         [
             f"'bc' of glowing (glow_good:glow) cannot be used: {ours}",
             "'glowa' of glowing (glow_odd:Glow) cannot be used: its import fails with SyntaxError",
@@ -62,7 +63,7 @@ def test_what_a_package_brings_is_tried(tmp_path: Path, monkeypatch: pytest.Monk
         ],
         strict=True,
     ):
-        assert (finding.part, finding.state) == ("plugins", "missing")
+        assert (finding.part, finding.state) == (f"plugin {name}", "missing")
         assert why in finding.found
 
 

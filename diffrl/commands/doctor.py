@@ -63,7 +63,7 @@ class Doctor:
         console = Console(highlight=False)
         console.print(table)
         missing = dict.fromkeys(finding.part for finding in findings if finding.state == "missing")
-        done = "All of it works here." if not missing else f"Not here: {', '.join(missing)}. All else works."
+        done = "All of it works here." if not missing else f"Look at: {', '.join(missing)}. All else works."
         console.print(f"\n{done} Begin with:\n  diffrl train diffusion_ql/maze2d-umaze-v1-small")
         return 0
 
@@ -106,10 +106,10 @@ def brought() -> Iterator[Finding]:
             tries[plugin.group](plugin)
             usable.append(f"{plugin.name} of {plugin.distribution}")
         except UserError as error:
-            broken.append(str(error))
+            broken.append(Finding(f"plugin {plugin.name}", str(error), state="missing"))
     if usable:
         yield Finding("plugins", ", ".join(usable))
-    yield from (Finding("plugins", why, state="missing") for why in broken)
+    yield from broken
 
 
 def machine() -> Iterator[Finding]:

@@ -169,7 +169,7 @@ def test_an_option_of_others_is_refused() -> None:
         ({"algo": "grpo", "clip_nats": 0}, "--clip-nats is 0.0; expected more than 0"),
         ({"algo": "d3po", "clip_nats": -1}, "--clip-nats is -1.0; expected at least 0"),
         ({"algo": "d3po", "group": 0}, "--group is 0; expected at least 2"),
-        ({"algo": "d3po", "group": 32}, "more than the 2 images or pairs of a round"),
+        ({"algo": "d3po", "group": 32}, r"--updates is 4 \(the default\), more than the 2 images or pairs of a round"),
         ({"algo": "supervised", "drop_prompts": 1}, "less than 1"),
         ({"queries": 10}, r"--batch 64 \(the default\)"),
         ({"queries": 10, "batch": 32}, "--batch 32: give"),

@@ -300,11 +300,17 @@ class OnlineConfig(FinetuneConfig):
         if self.eta == 0 and (self.kl or self.kl_target is not None):
             raise UserError("--kl and --kl-target need --eta above 0: a deterministic chain has no divergence.")
         if self.updates > self.units:
-            raise UserError(f"--updates is {self.updates}, more than the {self.units} images or pairs of a round.")
+            updates = self._shown("updates")
+            raise UserError(f"--updates is {updates}, more than the {self.units} images or pairs of a round.")
         if self.queries < self.batch:
-            default = " (the default)" if self.batch == self.defaults(self.model).get("batch", type(self).batch) else ""
-            short = f"--queries is {self.queries}, less than a round of --batch {self.batch}{default}"
+            short = f"--queries is {self._shown('queries')}, less than a round of --batch {self._shown('batch')}"
             raise UserError(f"{short}: give more, or a smaller --batch.")
+
+    def _shown(self, name: str) -> str:
+        """An option's value, and whether it is the default: a user may not have typed it."""
+        value = getattr(self, name)
+        default = self.defaults(self.model).get(name, getattr(type(self), name))
+        return f"{value}{' (the default)' if value == default else ''}"
 
     @property
     def rounds(self) -> int:
