@@ -33,7 +33,10 @@ DRAWN_EVERY = 10.0
 
 
 class TensorBoard(Sink):
-    """TensorBoard's events, in the folder `tensorboard` of the run; those after `step` are purged."""
+    """TensorBoard's events, in the folder `tensorboard` of the run; those after `step` are purged.
+
+    The last one says when the run ended or was stopped, so that time after the last number counts as well.
+    """
 
     name = "TensorBoard's events"
 
@@ -49,6 +52,9 @@ class TensorBoard(Sink):
 
     @override
     def close(self) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._writer._get_file_writer().add_event(Event(session_log=SessionLog(status=SessionLog.STOP)))
         self._writer.close()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import diffrl
 from agents import BC
 from diffrl.cli import main
 from diffrl.runs.config import RunOptions, TrainConfig, load
+from diffrl.runs.study.reading import minutes_of
 from diffrl.support.errors import UserError
 from diffrl.training.logs import MetricsLog
 from diffrl.training.sinks import checked
@@ -170,6 +172,20 @@ def test_a_run_that_starts_from_another_logs_as_that_did_unless_it_is_told() -> 
     csv_alone = TrainConfig("hopper-medium-v2", BC(), log="csv")
     assert RunOptions().applied(csv_alone).log == "csv"
     assert RunOptions(log="csv,tensorboard").applied(csv_alone).log == "csv,tensorboard"
+
+
+def test_time_after_the_last_number_is_a_runs_too(tmp_path: Path) -> None:
+    """A run that is stopped before it logs anything, and goes on, has worked all the same; pauses are no work."""
+    begin = time.monotonic()
+    for start, worked in ((0, 0.4), (5, 0.3)):
+        log = MetricsLog(tmp_path, SEEDS, start)
+        time.sleep(worked)
+        log.close()
+        time.sleep(1.1)  # files are named, and so ordered, by their seconds
+    log = MetricsLog(tmp_path, SEEDS, 5)
+    log.write(8, {"loss": [0.0, 0.0]})
+    log.close()
+    assert 0.7 <= 60 * minutes_of(tmp_path)[8] < time.monotonic() - begin - 2.2
 
 
 def test_a_sink_that_fails_is_left_out_and_said(tmp_path: Path, capsys: Any) -> None:
