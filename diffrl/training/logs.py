@@ -43,7 +43,7 @@ class TensorBoard(Sink):
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer: Any = SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     @override
     def add(self, step: int, values: Mapping[str, float]) -> None:
