@@ -146,8 +146,9 @@ def distributions(whole: OfflineDataset, benchmark: Benchmark | None) -> Table |
         if reference is not None:
             rows[f"score ({reference.id})"] = reference.normalised_score(rows[returns])
         for label, values in rows.items():
-            numbers = [*np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), values.mean(), values.std()]
-            found.add_row(label, *(f"{number:.1f}" for number in numbers))
+            inner = np.quantile(values, [0.25, 0.5, 0.75])
+            numbers = [values.min(), *inner, values.max(), values.mean(), values.std()]
+            found.add_row(label, *(f"{number:.1f}" if abs(number) < 1e7 else f"{number:.3g}" for number in numbers))
     return found
 
 

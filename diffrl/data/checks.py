@@ -290,6 +290,11 @@ def _degenerate(dataset: OfflineDataset) -> list[Finding]:
         why = dataset.metadata.get(NO_REWARDS)
         own = f"the data have none of their own ({str(why)[:200]}); " if why else ""
         found.append(Finding(f"rewards: {own}all {len(dataset):,} of the rows read are 0: {who}", "note"))
+    if (dataset.observations == dataset.observations[0]).all():
+        sentence = (
+            f"observations: all {len(dataset):,} rows hold the same one, {listed_numbers(dataset.observations[0])}."
+        )
+        found.append(Finding(sentence, "warning", "No policy can tell one row from another: check what was stored."))
     if (dataset.actions == dataset.actions[0]).all():
         sentence = f"actions: all {len(dataset):,} rows hold the same one, {listed_numbers(dataset.actions[0])}."
         found.append(Finding(sentence, "warning", "Check that they are the actions that were taken."))

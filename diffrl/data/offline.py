@@ -195,11 +195,11 @@ class OfflineDataset:
         Who stores the observations moved up by one row as next observations stores, at a timeout, the first observation
         of the next episode. It is judged so where that is equal at most timeouts (see `follows`), and a reset lies
         between: the step there is longer than nine in ten others, or episodes start much alike. Without either the
-        environment goes on after a cut, as maze2d's does, and what is stored is true.
+        environment goes on after a cut, as maze2d's does, and what is stored is true; so it is where nothing differs.
         """
         shifted = np.zeros(len(self), np.bool_)
         cuts = np.flatnonzero(self.timeouts & ~self.terminals)
-        if self.next_observations is None or not len(cuts):
+        if self.next_observations is None or not len(cuts) or (self.observations == self.observations[0]).all():
             return shifted
         inner = cuts[cuts < len(self) - 1]
         some = inner[:: len(inner) // _SAMPLE + 1]
@@ -416,7 +416,10 @@ def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
     return timeouts
 
 
-_NAME_IT = "Name the environment they are from (--env ID), whose bounds then hold."
+_NAME_IT = (
+    "Name the environment they are from (--env ID), whose bounds then hold; without one, store them in "
+    "metadata/action_low and metadata/action_high."
+)
 _AS_THEY_ARE = "Read with action_limit=None they are taken as they are, in the units of their environment."
 
 

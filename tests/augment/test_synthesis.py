@@ -81,6 +81,9 @@ def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> 
     assert len(dataset) == 3000 == dataset.n_episodes
     assert dataset.has_next
     assert np.array_equal(dataset.timeouts, ~dataset.terminals)
+    assert dataset.metadata["source"] == "source.hdf5"
+    for file in (out, *(out.with_name("new-synther") / f"fidelity.{end}" for end in ("html", "json"))):
+        assert str(tmp_path).encode() not in file.read_bytes(), file  # it is made to be given to others
     assert dataset.metadata["source_sha256"] == d4rl.digest(d4rl.read(source).columns())
     returns = d4rl.read(source).episode_returns()
     assert dataset.return_range() == pytest.approx((returns.min(), returns.max()))

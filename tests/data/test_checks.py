@@ -390,6 +390,10 @@ def test_data_that_teach_nothing_are_told_in_a_line_each(written, data, env):
     assert finding.sentence.startswith("rewards: all 2,000 of the rows read are 0: only bc, diffusion_bc and diffuser ")
     (finding,) = found(written(data | {"actions": same}), env)
     assert "actions: all 2,000 rows hold the same one, 1.5." in finding.sentence
+    ones = {name: np.ones_like(data[name]) for name in ("observations", "next_observations") if name in data}
+    still = found(written(data | ones), env)
+    assert [finding.sentence for finding in still if "next_observations" in finding.sentence] == []
+    assert any("observations: all 2,000 rows hold the same one, 1, 1" in finding.sentence for finding in still)
     one = {key: values[:1] for key, values in data.items()}
     single = [finding for finding in found(written(one), env) if finding.sentence.startswith("rows:")]
     assert [(finding.sentence, finding.severity) for finding in single] == [

@@ -140,14 +140,14 @@ def test_info_describes_a_file_and_saves_a_picture(make, tmp_path, capsys):
 
 
 class Pictures(gymnasium.ObservationWrapper):
-    """Observations as pictures, all black."""
+    """Observations as pictures, each of one grey, as dark as the pendulum's first coordinate is small."""
 
     def __init__(self, env):
         super().__init__(env)
         self.observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
     def observation(self, observation):
-        return np.zeros((8, 8, 3), np.uint8)
+        return np.full((8, 8, 3), 100 * (observation[0] + 1), np.uint8)
 
 
 def test_info_of_pictures_in_a_wrapper_says_each_thing_once(tmp_path, capsys):
