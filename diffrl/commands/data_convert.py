@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.data_tables import shown_on
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
-from diffrl.support.errors import UserError, joined, listed, singular
+from diffrl.support.errors import UserError, counted, joined, listed, singular
 from diffrl.support.files import spare_source
 from diffrl.support.folder import spare
 from diffrl.support.schema import Count, check
@@ -117,10 +117,19 @@ class Convert:
                 force=self.force,
             )
             written = int(dataset.successors()[1].sum())
-        dropped = (
-            f" ({len(dataset) - written} cut steps without a successor left out)" if written < len(dataset) else ""
-        )
+        dropped = _dropped(dataset) if written < len(dataset) else ""
         shown_on().print(f"Written: {path}, {written:,} steps{dropped}", highlight=False)
+
+
+def _dropped(dataset: OfflineDataset) -> str:
+    """What a Minari data set has not, in brackets: steps of which nobody knows what followed, and their episodes."""
+    import numpy as np
+
+    known = dataset.successors()[1]
+    lost = int((np.add.reduceat(known, dataset.episodes()[:, 0], dtype=int) == 0).sum())
+    steps = counted(int((~known).sum()), "cut steps without a successor")
+    whole = f", {counted(lost, 'episodes')} of nothing else with them" if lost else ""
+    return f" ({steps} left out{whole})"
 
 
 def _left_out(origin: Origin, dataset: OfflineDataset, to_file: bool) -> str:

@@ -388,7 +388,8 @@ def _cuts(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
         sentence = f"timeouts: the longest episode has {longest:,} steps, more than the limit of {known.limit:,} of "
         found.append(Finding(f"{sentence}{known.name}: {marks}, or it was recorded with another limit.", "note"))
     elif unmarked and known.limit is None and not dataset.terminals.any() and not len(against):
-        sentence = f"timeouts: no ends are marked, so that all {len(dataset):,} rows are one episode."
+        all_rows = "the one row is" if len(dataset) == 1 else f"all {len(dataset):,} rows are"
+        sentence = f"timeouts: no ends are marked, so that {all_rows} one episode."
         found.append(Finding(sentence, "note", "If they are several, name the environment, whose limit counts: --env."))
     if len(against) and not taken.cut_contradictions:
         sentence = f"next_observations: {_rows(against)} contradicted by the next: the {differ}, and no end is marked."

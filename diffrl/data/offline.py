@@ -363,8 +363,8 @@ class OfflineDataset:
             if bad.any():
                 row, value = _first(bad, values)
                 found.append(
-                    f"{key}: row {row} holds {value} ({bad.sum()} such values in all); expected finite float32 "
-                    "numbers. Remove the episode, or write the file again."
+                    f"{key}: row {row} holds {value} ({counted(int(bad.sum()), 'such values')} in all); expected "
+                    "finite float32 numbers. Remove the episode, or write the file again."
                 )
         if action_limit is not None:
             stored = self.stored_bounds()

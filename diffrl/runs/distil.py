@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, stud
 from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
 from diffrl.tuning.owned import OwningTrainer
 from diffrl.tuning.target import forward_policy, refuse_chunks
+from envs.datasets import locate
 from envs.task import score_word
 
 RESULT, PICTURE = "distil.json", "distil.png"
@@ -335,11 +337,16 @@ def _measure(run: Run) -> str:
 
 
 def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
-    """Draw the score, where there is an environment, and the distance to the teacher, against network calls."""
+    """Draw the score, where there is an environment, and the distance to the teacher, against network calls.
+
+    Teacher and student stand a little beside the number of calls, so that no error bar hides another.
+    """
     from matplotlib.figure import Figure
 
+    beside = {("teacher", True): 2**-0.06, ("teacher", False): 2**-0.02, ("student", True): 2**0.02}
+
     scored = rows[0].values is not None
-    figure = Figure(figsize=(11, 4) if scored else (7, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4) if scored else (7, 4), layout="constrained")
     panels = figure.subplots(1, 1 + scored, squeeze=False)[0]
     numbers = sorted({row.calls for row in rows})
     for who, colour in (("teacher", GREY), ("student", BLUE)):
@@ -351,7 +358,7 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
                 continue
             found, alone = estimate(row.values), row.who == who
             panels[0].errorbar(
-                row.calls,
+                row.calls * beside.get((who, alone), 2**0.06),
                 found.mean,
                 None if np.isnan(found.error) else found.error,
                 marker="o" if alone else "*",
@@ -361,15 +368,20 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
                 capsize=3,
             )
         if scored:
-            panels[0].plot(calls, [np.mean(row.values) for row in own if row.values], color=colour)
+            at = [n * beside[who, True] for n in calls]
+            panels[0].plot(at, [np.mean(row.values) for row in own if row.values is not None], color=colour)
     names = [_measure(run)] if scored else []
     for ax, name in zip(panels, [*names, "distance to the teacher's action"], strict=True):
         ax.set_xscale("log", base=2)
         ax.set_xticks(numbers, [str(n) for n in numbers])
         ax.minorticks_off()
         ax.set(xlabel="network calls for an action", ylabel=name)
-        finish(ax)
-    figure.suptitle(f"{settings.to} of {settings.start_run.name}{_error(rows)}", fontsize=11)
+        finish(ax, legend="best" if ax is panels[-1] else None)
+    if scored:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), frameon=False)
+    title = f"{settings.to} of {settings.start_run.name} on {locate(run.config.dataset).short_name}{_error(rows)}"
+    figure.suptitle("\n".join(textwrap.wrap(title, 120 if scored else 75)), fontsize=11)
     save(figure, run.path / PICTURE)
 
 

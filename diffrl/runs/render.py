@@ -204,7 +204,7 @@ class Panel:
 
 def _cannot_draw(env: gymnasium.Env[Any, Any], why: str) -> str:
     name = env.spec.id if env.spec else "The environment"
-    more = " `pip install pygame` may help." if "pygame" in why else ""
+    more = " `pip install pygame` may help." if "pygame" in why and "pip install" not in why else ""
     return f"{name} cannot be drawn here: {why.rstrip('.')[:300]}.{more}"
 
 

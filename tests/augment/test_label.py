@@ -554,7 +554,7 @@ def test_the_end_says_what_was_saved_and_what_reads_it(
     assert label(config, at_once(person)) == out
     said = capfd.readouterr().err
     assert f"{out.parent} was not there: the folder is made" in " ".join(said.split())
-    assert "1 labels (1 of them equal) are saved" in said
+    assert "1 label (1 of them equal) is saved" in said
     command = re.search(r"diffrl augment flow-to-better .*", said)
     assert command
     assert command[0].endswith(f"--preferences '{out}' --out better.hdf5")
@@ -683,6 +683,9 @@ def test_a_person_labels_in_a_browser(maze_file: Path, tmp_path: Path) -> None:
             said = process.communicate(timeout=60)[1]
             assert process.returncode == 0
             assert "12 labels (3 of them equal) are saved" in said
+            assert re.search(
+                r"A reward learned from 10 labels foretells \d+ % of \d+ others; a coin", " ".join(said.split())
+            )
             assert "diffrl augment flow-to-better" in said
             assert "Traceback" not in said
         # A refused connection is told by the browser itself, and is what was meant to be.

@@ -432,6 +432,16 @@ def test_convert_of_a_minari_id_never_writes_over_it(make, tmp_path):
         Convert("ours/walk-v0", "minari:ours/walk-v0", force=True).run()
 
 
+def test_convert_says_which_steps_and_episodes_minari_cannot_hold(make, tmp_path, capsys):
+    """Of what ended at a time limit nobody knows what followed; an episode of one such step has nothing else."""
+    pytest.importorskip("minari")
+    Convert(str(d4rl.write(tmp_path / "a.hdf5", make([3, 1, 4, 1, 2], "oottt"))), "minari:ours/walk-v0").run()
+    said = "9 steps (2 cut steps without a successor left out, 1 episode of nothing else with them)"
+    assert said in " ".join(capsys.readouterr().out.split())
+    Convert(str(d4rl.write(tmp_path / "b.hdf5", make([3, 4], "ot"))), "minari:ours/run-v0").run()
+    assert "6 steps (1 cut step without a successor left out)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_convert_never_writes_into_its_source_nor_around_it(make, tmp_path):
     pytest.importorskip("minari")
     Convert(str(d4rl.write(tmp_path / "a.hdf5", make([5, 5], "tt"))), "minari:my/a-v0").run()

@@ -412,7 +412,7 @@ def test_errors_are_named_where_there_are_some(
     distil(settings, steps=1, eval_episodes=1, seeds=seeds, out=tmp_path / "run")
     said = " ".join(capsys.readouterr().err.split())
     several = len(seeds) > 1
-    assert titles == ["reflow of run" + (", ± standard error over seeds" if several else "")]
+    assert titles == ["reflow of run on target.hdf5" + (", ± standard error over seeds" if several else "")]
     table = said[said.index("Teacher and student after the last step") : said.index("Drawn:")]
     assert table.count(SINGLE) == (0 if several else 1)
     assert ("the same for all rows, ± standard error over seeds." in table) is several

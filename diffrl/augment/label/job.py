@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from diffrl.data.checks import understand
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs
 from diffrl.support.console import console
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.files import lock_file, regular_file
 from diffrl.support.machine import settle
 from diffrl.support.page import Page, open_browser, static
@@ -73,7 +73,7 @@ def label(config: LabelConfig, ready: Callable[[str], None] | None = None) -> Pa
             print(file=sys.stderr)
         finally:
             session.close()
-    _say(config, session.labels)
+    _say(config, session.labels, session.progress()["worth"])
     return out
 
 
@@ -118,13 +118,20 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _say(config: LabelConfig, labels: LabelledPairs) -> None:
-    """What was saved, and what to do with it."""
+def _say(config: LabelConfig, labels: LabelledPairs, worth: Sequence[Sequence[float]]) -> None:
+    """What was saved, what it is worth, and what to do with it. worth: see `Session.progress`."""
     if not len(labels):
         console.print("No label was given.")
         return
     equal = int((labels.labels == 0.5).sum())
-    console.print(f"{len(labels)} labels ({equal} of them equal) are saved in {config.out}.", markup=False)
+    said = f"{counted(len(labels), 'labels')} ({equal} of them equal) {'is' if len(labels) == 1 else 'are'} saved in"
+    console.print(f"{said} {config.out}.", markup=False)
+    if worth:
+        learned, asked, accuracy = worth[-1]
+        console.print(
+            f"A reward learned from {counted(int(learned), 'labels')} foretells {100 * accuracy:.0f} % of "
+            f"{counted(int(asked), 'others')}; a coin, half of them."
+        )
     words = ["diffrl", "augment", "flow-to-better", config.dataset, "--preferences", config.out]
     words += [] if config.env is None else ["--env", config.env]
     words += ["--env-kwargs", *config.env_kwargs] if config.env_kwargs else []

@@ -129,6 +129,7 @@ class RobotScene(Scene):
             "radii": _rounded(self._model.geom_size[self._capsules, 0]),
             "behind": [name.endswith("_left") for name in bodies],
             "dt": self._dt,
+            "note": "forward is to the right",
         }
 
     def frames(self, observations: Floats) -> JSON:

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffrl.augment.label.scenes import JSON, Scene, drawn
 from diffrl.augment.label.worth import CANDIDATES, LEAST, LabelModels, Worth
+from diffrl.data.config import HDF5_SUFFIXES
 from diffrl.data.offline import Ints, OfflineDataset
 from diffrl.data.preferences import LabelledPairs, draw_pairs, segment_starts
 from diffrl.support.errors import UserError, shown
@@ -83,8 +84,9 @@ class Session:
         """
         with self._points_lock:
             points = [self._worth[n] for n in sorted(self._worth) if n <= len(self.labels)]
+        name = self.labels.dataset
         return {
-            "dataset": self.labels.dataset,
+            "dataset": Path(name).name if name.endswith(HDF5_SUFFIXES) else name,
             "labels": len(self.labels),
             "pairs": self._pairs,
             "worth": [list(point) for point in points],
