@@ -1,4 +1,8 @@
-"""One thread a process: on two busy cores a second thread makes every step slower."""
+"""One thread a process: on two busy cores a second thread makes every step slower.
+
+And no waiting for the disk, which the suite would do tens of thousands of times, several milliseconds each. That files
+are on the disk before they are renamed is `tests/support/test_files.py`'s to test.
+"""
 
 import gc
 import os
@@ -10,6 +14,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda fd: None  # of this process: those that tests start wait
 
 
 def pytest_collection_finish() -> None:

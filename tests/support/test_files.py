@@ -9,7 +9,17 @@ import pytest
 
 from diffrl.support import machine
 from diffrl.support.errors import UserError, listed, nearest
-from diffrl.support.files import by_umask, parse_json, read_json, read_text, read_yaml, reading, regular_file, to_yaml
+from diffrl.support.files import (
+    atomic_path,
+    by_umask,
+    parse_json,
+    read_json,
+    read_text,
+    read_yaml,
+    reading,
+    regular_file,
+    to_yaml,
+)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +139,28 @@ def test_a_file_system_without_modes_keeps_no_model_back(tmp_path: Path, monkeyp
     by_umask(tmp_path)
     (tmp_path / "new").touch()
     assert file.stat().st_mode == (tmp_path / "new").stat().st_mode != 0o600
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc says which file is waited for")
+@pytest.mark.parametrize("names", [["a.txt"], ["a/b.txt", "a/c/d.txt"]], ids=["file", "folder"])
+def test_what_is_renamed_is_on_the_disk(names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file of it before the renaming, and the name of it afterwards."""
+    order: list[str] = []
+    renamed = Path.replace
+
+    def fsync(fd: int) -> None:
+        order.append(Path(f"/proc/self/fd/{fd}").resolve().name)
+
+    def replace(path: Path, target: Path) -> Path:
+        order.append("renamed")
+        return renamed(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    whole = names[0].partition("/")[0]
+    with atomic_path(tmp_path / whole) as temporary:
+        for name in names:
+            file = temporary.parent / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("x")
+    assert order == [*(Path(name).name for name in names), "renamed", tmp_path.name]
