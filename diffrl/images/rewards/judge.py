@@ -26,7 +26,17 @@ from torch import Tensor
 from diffrl.images.rewards.arguments import judge_of
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.codecs import encode, to_uint8
-from diffrl.images.rewards.posting import TooLong, Unclear, check_address, check_secret, patiently, post
+from diffrl.images.rewards.posting import (
+    PATIENCE,
+    Broken,
+    Server,
+    TooLong,
+    Unclear,
+    check_address,
+    check_secret,
+    patiently,
+    post,
+)
 from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, cache_directory, read_json, read_text
 from diffrl.support.folder import say_once
@@ -92,8 +102,9 @@ class Judge:
 
     A value is score / highest score, so in [0, 1]. name: the reward's. key: by default $DIFFRL_JUDGE_KEY. timeout:
     seconds for an answer. retries: further attempts where the server cannot be reached, is too slow, answers 408, 429
-    or 5xx, or its model gives no score; the first after `pause` seconds, each later one after twice as long. at_once:
-    questions on their way at a time. cache: a folder; None keeps nothing.
+    or 5xx, or its model gives no score; the first after `pause` seconds, each later one after twice as long. patience:
+    seconds that a server is waited for once it has answered well. at_once: questions on their way at a time. cache: a
+    folder; None keeps nothing.
 
     Raises UserError for an address that is not http or https; a call raises RewardError, in one line, where no attempt
     gives a score, or the answer is none of the protocol.
@@ -111,6 +122,7 @@ class Judge:
         timeout: float = 60.0,
         retries: int = 3,
         pause: float = 0.5,
+        patience: float = PATIENCE,
         at_once: int = 8,
         key: str | None = None,
         cache: Path | None = None,
@@ -128,6 +140,7 @@ class Judge:
         self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
         self.timeout, self.retries, self.pause, self.at_once = timeout, retries, pause, at_once
         self.cache = cache
+        self._server = Server(patience)
         self._sets_temperature = True
         """Whether requests ask for temperature 0; some models, those that reason among them, refuse that."""
 
@@ -187,6 +200,7 @@ class Judge:
             score, text = patiently(
                 self.name,
                 lambda: self._judgement(body),
+                server=self._server,
                 retries=self.retries,
                 pause=self.pause,
                 timeout=self.timeout,
@@ -200,7 +214,7 @@ class Judge:
         return score
 
     def _judgement(self, body: Mapping[str, Any]) -> tuple[float, str]:
-        """The score that one request gives, and the answer. Raises Unclear for one without a score."""
+        """The score that one request gives, and the answer. Raises Unclear, Broken for no completion."""
         try:
             answer = self._posted(body)
         except TooLong as error:
@@ -239,15 +253,16 @@ class Judge:
         return post(url, data, secret=self._key, timeout=self.timeout, most=ANSWER)
 
     def _text(self, answer: bytes) -> str:
-        """What the model says in an answer of the endpoint. Raises RewardError where it is none of the protocol."""
+        """What the model says in an answer of the endpoint. Raises Broken where it is none of the protocol."""
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             said = self._safe(answer.decode(errors="replace"))  # before it is cut: half a key is one too
-            raise RewardError(
+            no_completion = RewardError(
                 f"{self.name}: the answer is no chat completion but {said[:60]!r}. Is {self.url} the address before "
                 "/chat/completions of an OpenAI-compatible server?"
-            ) from error
+            )
+            raise Broken(f"no chat completion but {said[:60]!r}", no_completion) from error
         if not isinstance(text, str):
             raise Unclear(f"gave {shown(text if text is None else self._safe(repr(text)))} for a text")
         return text

@@ -190,6 +190,37 @@ def test_a_model_that_gives_a_score_at_last_and_a_busy_server_are_asked_again(mo
     assert waited == [7.0, 7.0]
 
 
+@pytest.mark.parametrize("gone", [(200, b""), (200, b'{"choi'), (503, b"")])
+def test_a_judge_that_has_answered_before_is_waited_for(
+    gone: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not so a model that gives no score, which a server is not to blame for; and the address is not doubted."""
+    wait, waited = threading.Event.wait, []
+
+    def at_once(event: threading.Event, seconds: float | None = None) -> bool:
+        if seconds is None:  # threads that begin, in all of Python
+            return wait(event)
+        waited.append(seconds)
+        return False
+
+    monkeypatch.setattr(threading.Event, "wait", at_once)
+    with endpoint(lambda count, body: gone if 1 < count < 8 else said("Score: 7")) as server:
+        judge = Judge("vlm:x", server.url, "m", key=SECRET)
+        for _ in range(2):
+            assert ask(judge, images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
+    assert waited == [0.5, 1, 2, 4, 8, 16]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "It has answered before, so it is waited for, up to 5 min" in told
+    assert "address" not in told
+    waited.clear()
+    with endpoint(lambda count, body: said("Score: 7" if count == 1 else "Hm.")) as server:
+        judge = Judge("vlm:x", server.url, "m")
+        ask(judge, images(1, 3, 4, 4), ["p"])
+        with pytest.raises(RewardError, match=r"gave no 'Score: N'.*\(4 attempts\)"):
+            ask(judge, images(1, 3, 4, 4), ["p"])
+    assert waited == [0.5, 1, 2]
+
+
 def test_an_endpoint_that_refuses_a_temperature_is_asked_without(capsys: pytest.CaptureFixture[str]) -> None:
     """From its first refusal on, and that is said; what it refuses for other reasons is told as ever."""
     refusal = b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0", "param": "temperature"}}'
