@@ -67,10 +67,22 @@ class Question:
         return self.text.replace("{prompt}", prompt)
 
     def score(self, answer: str) -> float | None:
-        """The score in an answer, None where there is none, or one that there cannot be."""
-        found = re.findall(rf"{re.escape(self.mark)}[\s*_:]*(-?\d+(?:\.\d+)?)", answer, re.IGNORECASE)
-        score = float(found[-1]) if found else None
+        """The score in an answer, None where there is none, or one that there cannot be.
+
+        A comma between digits is a decimal one, as in "7,5"; "7,500", which may be thousands, is no score.
+        """
+        found = re.findall(rf"{re.escape(self.mark)}[\s*_:]*(-?\d+(?:\.\d+)?(?:,\d+)*)", answer, re.IGNORECASE)
+        score = _number(found[-1]) if found else None
         return score if score is not None and self.low <= score <= self.high else None
+
+
+def _number(text: str) -> float | None:
+    """The number of "7", "7.5" or "7,5"; None where a comma may be another than a decimal one."""
+    whole, comma, decimals = text.partition(",")
+    if not comma:
+        return float(text)
+    decimal = decimals.isdecimal() and len(decimals) != 3 and "." not in whole
+    return float(f"{whole}.{decimals}") if decimal else None
 
 
 JUDGE = Question(
@@ -278,16 +290,18 @@ class Judge:
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def _kept(self, key: str) -> float | None:
-        """The score that is kept; of a damaged file none, and it is asked for again."""
+        """The score that is kept; None, of a damaged file, and of an older version's that read another score off the
+        answer: it is asked for again."""
         path = None if self.cache is None else self._path(self.cache, key)
         if path is None or not path.exists():
             return None
         try:
             kept: Any = read_json(path)
-            score = kept["score"]
-        except (UserError, OSError, ValueError, KeyError, TypeError):
+            score, text = kept["score"], kept.get("answer")
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         usable = isinstance(score, int | float) and self.question.low <= score <= self.question.high
+        usable = usable and (not isinstance(text, str) or self.question.score(text) == score)
         return float(score) if usable else None
 
     def _keep(self, key: str, score: float, answer: str) -> None:

@@ -147,6 +147,33 @@ def test_a_judgement_is_kept_by_image_prompt_question_and_model(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("Score: 7,5", 7.5),
+        ("Score: 8,25.", 8.25),
+        ("Score: 7, or rather", 7),
+        ("Score: 7.", 7),
+        ("Score: 7/10", 7),
+        ("Score: 7,500", None),
+        ("Score: 1,000", None),
+        ("Score: 7,5,6", None),
+        ("Score: 7.5,6", None),
+        ("Score: 3. Score: 4,5", 4.5),
+    ],
+)
+def test_a_comma_in_a_score_is_a_decimal_one_or_unclear(answer: str, score: float | None, tmp_path: Path) -> None:
+    """And what an older version read off such an answer, and kept, is not used."""
+    assert JUDGE.score(answer) == score
+    with endpoint(lambda count, body: said("Score: 7")) as server:
+        judge = Judge("vlm:x", server.url, "m", cache=tmp_path)
+        ask(judge, images(1, 3, 4, 4), ["p"])
+        (file,) = tmp_path.rglob("*.json")
+        file.write_text(json.dumps({"score": 2, "model": "m", "answer": answer}))
+        assert ask(judge, images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
     ("answer", "line", "attempts"),
     [
         ((200, b"<html>"), "the answer is no chat completion but '<html>'", 1),

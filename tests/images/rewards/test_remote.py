@@ -300,7 +300,7 @@ def test_addresses() -> None:
         Remote("http://host:1", token="a\r\nHost: b")
 
 
-def test_the_command_serves() -> None:
+def test_the_command_serves(capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "diffrl.images.rewards.serve", "jpeg", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -314,6 +314,19 @@ def test_the_command_serves() -> None:
         finally:
             process.terminate()
     assert serve.main(["jpgg"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("reward 'jpgg': there is no reward"), "it has no option --reward"
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends in any case
+        for spec in ("human", "human:2", "jpeg + 0.5*human"):
+            assert serve.main([spec, "--port", str(taken.getsockname()[1])]) == 2
+            assert "A scorer asks nobody" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        serve.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    (kept,) = (line for line in lines if line.startswith("human"))
+    (other,) = (line for line in lines if line.startswith("remote"))
+    assert kept.startswith("human:RUN/votes.json  ")
+    assert kept.index("  a model") == other.index("  a scorer"), "one below the other"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main(["jpeg", "--port", str(taken.getsockname()[1])]) == 2
 
