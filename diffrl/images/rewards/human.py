@@ -292,9 +292,8 @@ def shape_of(path: Path) -> tuple[int, ...] | None:
 def _read(path: Path) -> tuple[list[Vote], bool]:
     """The votes of a file, and whether the person said that they are enough. Raises UserError for what is none."""
     regular_file(path, "a file of votes, which a run with --reward human writes")
-    told = (
-        folders.read_json(path) if folders.sealed(path.parent) else read_json(path)
-    )  # or a copy, in a folder of its own
+    in_a_run = folders.sealed(path.parent)  # and not a copy, in a folder of its own
+    told = folders.read_json(path) if in_a_run else read_json(path)
     entries = told.get("votes") if isinstance(told, dict) and told.get("format") == FORMAT else None
     if not isinstance(entries, list):
         raise UserError(f"{path} is no file of votes ({FORMAT}), which a run with --reward human writes.")

@@ -142,6 +142,11 @@ class Server:
                     markup=False,
                 )
 
+    def given_up(self) -> None:
+        """It is waited for no longer: when it is the next time, that is said again."""
+        with self._turn:
+            self._waited_for = False
+
 
 def patiently(
     name: str,
@@ -185,8 +190,9 @@ def patiently(
         except TimeoutError:
             failure = f"gave no answer within {timeout:g} s"
         except http.client.IncompleteRead as error:
-            of = "" if error.expected is None else f" of {len(error.partial) + error.expected}"
-            failure = f"broke off its answer after {len(error.partial)}{of} bytes"
+            had = len(error.partial)
+            failure = "broke off its answer"
+            failure += "" if error.expected is None else f" after {had} of {had + error.expected} bytes"
         except (OSError, http.client.HTTPException) as error:  # refused, an unknown host, no HTTP
             reason = getattr(error, "reason", error)
             late = isinstance(reason, TimeoutError)
@@ -207,6 +213,7 @@ def patiently(
             time.sleep(seconds)
         elif given_up.wait(seconds):
             break
+    server.given_up()
     raise RewardError(f"{name} {failure} ({asked} attempts). {hints.get(0, '')}".rstrip())
 
 

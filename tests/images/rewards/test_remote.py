@@ -251,10 +251,12 @@ def test_a_server_is_not_waited_for_for_ever(
     with scorer(lambda count, request: scores([1])) as (url, _):
         remote = Remote(url)
         ask(remote, images(1, 3, 4, 4), [""])
-    with pytest.raises(RewardError, match=r"cannot be reached: .*refused.*\(1\d attempts\). Is the scorer running"):
-        ask(remote, images(1, 3, 4, 4), [""])
-    assert 300 - 30 <= sum(waited) <= 300
-    assert "Connection refused. It has answered before" in " ".join(capsys.readouterr().err.split())
+    for _ in range(2):
+        waited.clear()
+        with pytest.raises(RewardError, match=r"cannot be reached: .*refused.*\(1\d attempts\). Is the scorer running"):
+            ask(remote, images(1, 3, 4, 4), [""])
+        assert 300 - 30 <= sum(waited) <= 300
+        assert "Connection refused. It has answered before" in " ".join(capsys.readouterr().err.split())
     with scorer(lambda count, request: scores([1]) if count == 1 else (400, b"")) as (url, seen):
         remote = Remote(url)
         ask(remote, images(1, 3, 4, 4), [""])
