@@ -7,12 +7,15 @@ import contextlib
 import json
 import os
 import sys
+import tomllib
+from abc import ABC
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import agents
@@ -20,8 +23,10 @@ from agents import AgentConfig
 from diffrl import load_policy
 from diffrl.cli import main
 from diffrl.commands.data import ListData
+from diffrl.images.rewards import ask, listing, parse
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
+from tests.documents import ROOT, blocks
 from tests.support.plugin_cases import install
 
 CONFIG = """
@@ -158,6 +163,42 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
         assert main(words) == 2
         said = f"may be of another package (entry point `diffrl.{group}`), which is not installed here"
         assert said in capsys.readouterr().err
+
+
+def test_the_recipes_of_contributing_can_be_copied(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An agent, a reward and a data family, as they stand there, are installed, named, trained and asked; and all that
+    the recipe of an augmenter imports is there."""
+    points: dict[str, dict[str, str]] = {}
+    modules: dict[str, str] = {}
+    imports = ""
+    for block in blocks(ROOT / "CONTRIBUTING.md"):
+        first = block.text.partition("\n")[0]
+        if block.language == "toml":
+            points |= tomllib.loads(block.text)["project"]["entry-points"]
+        elif block.language == "python" and first.startswith("# "):
+            modules[first.removeprefix("# ").removesuffix(".py")] = block.text
+        elif block.language == "python":
+            imports += block.text
+    install(site, "mine", points, **modules)
+    assert set(points) == {"diffrl.agents", "diffrl.datasets", "diffrl.rewards"}
+    run = site.parent / "run"
+    for words in (
+        ["data", "list", "mine"],
+        ["data", "info", "mine-small"],
+        ["train", "--agent", "linear", "--dataset", "mine-small", "--steps", "300", "--out", str(run)],
+        ["evaluate", str(run), "--episodes", "3", "--which", "last"],
+    ):
+        assert main(words) == 0
+    assert min(json.loads((run / "evaluation.json").read_text())["last"]["scores"][0]) > 95
+    images = torch.zeros(1, 3, 4, 4)
+    images[:, 0] = 1
+    assert ask(parse("redness"), images, ["p"]).item() == pytest.approx(2 / 3)
+    assert "Mean red less the mean of all channels (mine)" in listing()
+    names: dict[str, Any] = {}
+    exec(imports, names)
+    assert issubclass(names["Augmenter"], ABC)
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from os.path import normpath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffrl.images.config.algorithms import ALGORITHMS, DRaFTConfig
@@ -18,6 +19,8 @@ from diffrl.support.errors import UserError
 if TYPE_CHECKING:
     from diffrl.images.model import ImageModel
 
+MAKES = {"tiny-digits": (1, 8, 8), "tiny-emoji": (3, 32, 32)}
+"""The shapes (C, H, W) of the images of the built-in models."""
 DIGITS = ("digit", "digit-held-out")
 """The rewards that take an image for a handwritten digit, whatever it shows."""
 COLOURED = ("emoji", "emoji-held-out", "emoji-clip", "colour")
@@ -46,11 +49,29 @@ def refuse(config: FinetuneConfig) -> None:
             raise UserError(
                 f"{option} {text} is for {what}, and {config.model} makes grey digits: --model tiny-emoji{data}."
             )
+        for other, argument in _kept_votes(text):
+            _refuse_other_images(f"{option} {other}", argument, config.model)
     if spec is not None and held_out is not None and _same(spec, held_out):
         raise UserError(
             f"--held-out {held_out} is the reward itself, which cannot show that it is hacked: leave it out, give "
             "another reward, or --held-out none."
         )
+
+
+def _kept_votes(spec: str) -> list[tuple[str, Path]]:
+    """Each reward of `spec` that is `human` with kept votes, and their file."""
+    terms = zip(spec.split(" + "), check(spec), strict=True)
+    return [(t.strip(), Path(a)) for t, (_, e, a) in terms if _named(e.usage) == "human" and not asks_a_person(t)]
+
+
+def _refuse_other_images(option: str, votes: Path, model: str) -> None:
+    """Raise UserError for votes about images of another size than the built-in model makes, and for what is none."""
+    from diffrl.images.rewards.human import shape_of
+
+    made, seen = MAKES.get(base_of(model) or ""), shape_of(votes)
+    if made is not None and seen is not None and made != seen:
+        then, now = ("x".join(map(str, shape)) for shape in (seen, made))
+        raise UserError(f"{option} has votes about images of {then}, and {model} makes images of {now}.")
 
 
 def _refuse_nonsense(config: FinetuneConfig) -> None:

@@ -51,14 +51,14 @@ def _abbreviates(short: str, entry: str) -> bool:
     return len(short) > 2 and short[0] == entry[:1] and all(letter in letters for letter in short)
 
 
-def nearest(name: str, known: Iterable[str], command: str = "", group: str = "") -> str:
+def nearest(name: str, known: Iterable[str], command: str = "", group: str = "", cutoff: float = 0.5) -> str:
     """Half a sentence naming the known entry nearest to `name`, or all of them where there are few.
 
     command: what prints all of them, such as "diffrl data list"; it is named wherever they are not all said. group:
-    what stands before each entry to be written, such as "agent.".
+    what stands before each entry to be written, such as "agent.". cutoff: of `closest`.
     """
     options = sorted(itertools.islice(known, 1000))
-    close = closest(name, options)
+    close = closest(name, options, cutoff)
     if close is None and len(options) <= 20:
         return "known: " + ", ".join(group + option[:60] for option in options) + "."
     found = (

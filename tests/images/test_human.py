@@ -172,6 +172,110 @@ def test_groups_are_of_all_images_of_a_prompt(micro_batch: int, quick: Path, mon
     assert len(set(total.tolist())) > 4
 
 
+def asked_about(folder: Path, votes: int, prompts: str, kept: list[Vote] | None = None, rounds: int = 1) -> list[Vote]:
+    """The votes after rounds of eight images of each prompt, so many asked for in each; with those kept before."""
+    human, images = Human(votes), torch.rand(8 * len(prompts), 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    if kept is not None:
+        write_votes(folder / module.FILE, kept)
+    with human.opened(folder, rounds):
+        for number in range(rounds):
+            human.at(number, asking=True)
+            human.look(images, [text for text in prompts for _ in range(8)])
+    return human.votes
+
+
+@pytest.mark.usefixtures("hardly_learned")
+@pytest.mark.parametrize("votes", [1, 3, 4, 6, 8])
+def test_a_round_asks_about_as_many_prompts_as_it_can(votes: int, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No prompt has two votes more than another one, though each has two groups of images."""
+    Person(monkeypatch)
+    found = asked_about(quick, votes, "badc", rounds=6)
+    for number in range(6):
+        counts = [sum((vote.round, vote.prompt) == (number, text) for vote in found) for text in "badc"]
+        assert sum(counts) == votes
+        assert max(counts) - min(counts) <= 1
+
+
+def test_votes_that_were_asked_for_in_another_order_are_kept(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run has them that another version began: both of one prompt. The others are asked for after them."""
+    person = Person(monkeypatch)
+    images = quantised(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    digests = [module._digest(image) for image in images]
+    (quick / module.IMAGES).mkdir()
+    for image, digest in zip(images, digests, strict=True):
+        (quick / module.IMAGES / f"{digest}.png").write_bytes(module._png(image))
+    kept = [Vote(0, "b", tuple(digests[start : start + 4]), 2, None) for start in (4, 0)]
+    assert asked_about(quick, 2, "ba", kept) == kept
+    assert person.votes == 0
+    found = asked_about(quick, 4, "ba", kept)
+    assert found[:2] == kept
+    assert [vote.prompt for vote in found] == ["b", "b", "a", "a"]
+    assert person.votes == 2
+
+
+@pytest.mark.usefixtures("hardly_learned")
+def test_enough_is_enough_for_a_run_that_goes_on(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it was cut in the round in which that was said, or after it; and the run is that which was not cut."""
+    asked: list[int] = []
+
+    def wait(page: Any, prompt: str, files: dict[str, bytes]) -> Any:
+        asked.append(1)
+        if len(asked) == 2:
+            page.human.asks = False
+            return module._ENOUGH
+        return max(files)
+
+    opened: list[str] = []
+    monkeypatch.setattr(module, "open_browser", lambda address: opened.append(address) or True)
+    monkeypatch.setattr(module._Asked, "wait", wait)
+    words = ["finetune", "--algo", "nft", "--updates", "1", "--reward", "human:2", "--held-out", "png", *SMALL]
+    assert main([*words, "--out", "run"]) == 0
+    assert len(asked) == 2
+    (vote,) = read_votes(quick / "run" / "votes.json")
+    expected = final(quick / "run")
+    for damage in ("000000002", "000000001"):
+        shutil.rmtree(quick / "run" / "checkpoints" / damage, ignore_errors=True)
+        capsys.readouterr()
+        resume(quick / "run", quiet=True)
+        said = " ".join(capsys.readouterr().err.split())
+        assert "You have said `Enough votes`: the run goes on by the votes that there are." in said
+        assert "You are asked" not in said
+        assert len(asked) == 2
+        assert all(torch.equal(a, final(quick / "run")[name]) for name, a in expected.items())
+    assert len(opened) == 1
+    assert read_votes(quick / "run" / "votes.json") == [vote]
+
+
+def test_votes_are_taken_elsewhere_with_their_images(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone they are refused, and so are those about another model's images: before anything is made."""
+    for name in ("run", "copy"):
+        (quick / name).mkdir()
+    files = [quantised(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i))[None])[0] for i in range(2)]
+    names = [module._digest(image) for image in files]
+    write_votes(quick / "run" / "votes.json", [Vote(0, "p", (names[0], names[1]), 0, None)])
+    shutil.copy(quick / "run" / "votes.json", quick / "copy")
+    by = ["finetune", *SMALL, "--out", "by", "--reward"]
+    assert main([*by, "human:copy/votes.json"]) == 2
+    said = capsys.readouterr().err
+    assert "does not exist" in said
+    assert "copy the run's folder `votes` beside `votes.json`" in said
+    assert "checksums" not in said
+    (quick / "copy" / "votes").mkdir()
+    for image, name in zip(files, names, strict=True):
+        (quick / "copy" / "votes" / f"{name}.png").write_bytes(module._png(image))
+    assert "copy is a folder; the votes of a run are human:copy/votes.json" in mistake([*by, "human:copy"], capsys)
+    for words in (
+        ["human:copy/votes.json"],
+        ["0.5*human:copy/votes.json + png"],
+        ["png", "--held-out", "human:copy/votes.json"],
+    ):
+        said = mistake([*by, *words], capsys)
+        assert "human:copy/votes.json has votes about images of 3x32x32, and tiny-digits makes images of 1x8x8" in said
+        assert not (quick / "by").exists()
+
+
 def test_a_person_is_asked_by_default_for_what_a_person_can_do() -> None:
     """Fifty to 250 choices with each algorithm that asks a person, whatever the number of images scored is."""
     for algo, schema in ALGORITHMS.items():
@@ -326,6 +430,8 @@ def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatc
                 group(page, 1)
                 page.press("1")
                 group(page, 2)
+                said = page.value("document.querySelector('#round').textContent")
+                assert said == "round 1, the last choice: it cannot be taken back"
                 page.press("ArrowDown")
                 group(page, 3)
                 page.click("#enough")

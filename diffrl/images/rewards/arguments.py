@@ -120,6 +120,18 @@ def path_in(name: str, argument: str) -> tuple[int, int] | None:
     return (start, end) if text and Path(text).expanduser().exists() else None
 
 
+def votes_of(argument: str) -> int | Path:
+    """How many votes a person gives in a round, or the file of kept ones. Raises UserError for what is neither."""
+    path = Path(argument)
+    if path.is_dir():
+        raise UserError(f"{argument} is a folder; the votes of a run are human:{path / 'votes.json'}")
+    if path.exists() or not re.fullmatch(r"[+-]?[\d.,]+", argument, re.ASCII):
+        return path
+    if not argument.isdecimal() or int(argument) < 1:
+        raise UserError(f"the number of votes is a whole number from 1, not {argument}")
+    return int(argument)
+
+
 def judge_of(kind: str, argument: str) -> tuple[str, str, str]:
     """The URL, the model and the file ("" for none) of the judge `kind`: see `judge.parse_judge`. Raises UserError."""
     url, _, rest = argument.partition("#")
@@ -138,6 +150,7 @@ CHECKS: Mapping[str, Callable[[str], object]] = {
     "digit": digit_of,
     "digit-held-out": digit_of,
     **dict.fromkeys(("emoji", "emoji-held-out", "emoji-clip"), words_of),
+    "human": votes_of,
     "vlm": functools.partial(judge_of, "vlm"),
     "unifiedreward": functools.partial(judge_of, "unifiedreward"),
     **dict.fromkeys(("clip", "pickscore", "hps", "hpsv3", "imagereward"), model_folder),

@@ -22,6 +22,7 @@ from diffrl.images.rewards.arguments import named_digit
 from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, cache_directory
+from diffrl.support.folder import say_once
 
 HALF = 750
 """Digits in either half that trains; the rest, 297, is the test."""
@@ -49,12 +50,21 @@ class Digit:
         self.digit = digit
         self.classifier = classifier(held_out).to(device)
         self.device = torch.device(device)
+        self._told = False
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The reward's values (B,), one an image."""
+        """The reward's values (B,), one an image. Of images larger than digits it is said once how they are seen."""
+        self._tell(images)
         wanted = self._wanted(prompts, len(images))
         probabilities: Tensor = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
         return probabilities.gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0].to(images.device)
+
+    def _tell(self, images: Tensor) -> None:
+        """Say once that images are made smaller: they may be of another kind, whose values would mean nothing."""
+        if not self._told and images.ndim == 4 and min(images.shape[2:]) >= 8 and images.shape[2:] != (8, 8):
+            self._told = True
+            shape = "x".join(map(str, images.shape[1:]))
+            say_once(f"{self.name} is for handwritten digits: it sees images of {shape} in grey, averaged to 1x8x8.")
 
     def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
         """Raise UserError for a prompt that names no digit, where no other one is asked for."""

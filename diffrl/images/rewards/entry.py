@@ -16,6 +16,8 @@ NAME = "[a-z0-9-]+"
 TERM = re.compile(rf"\s*(?:(?P<weight>[^*:\s]*)\s*\*)?\s*(?P<name>{NAME})(?::(?P<argument>.*\S))?\s*", re.DOTALL)
 """One of the rewards that are added up."""
 GRAMMAR = "[WEIGHT*]NAME[:ARGUMENT], several joined by ' + ', such as 'jpeg + 0.5*digit:8'"
+NEAR = 0.6
+"""`difflib`'s ratio, at least, of a name to the one that was meant: they are short, and any two share some letters."""
 Argument = Literal["none", "optional", "required"]
 """Whether a name is followed by :ARGUMENT."""
 

@@ -2,12 +2,14 @@
 
 In every round the person is asked about a few groups of the round's images, and picks the best of each. A small network
 learns the Bradley-Terry scores of all votes so far, and scores all images. What it learns from is kept: `votes.json` in
-the run's folder has each vote with the digests of its images, and `votes/` has the images. A run that goes on, or is
-made again with the same seed, finds the votes that it asks for and does not ask again.
+the run's folder has each vote with the digests of its images, and that there are `enough` where the person said so;
+`votes/` has the images. A run that goes on, or is made again with the same seed, finds the votes that it asks for and
+does not ask again.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import io
@@ -26,7 +28,7 @@ from diffrl.images.rewards.votes_model import VotesModel
 from diffrl.support import folder as folders
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted, shown
-from diffrl.support.files import atomic_path, reading, regular_file
+from diffrl.support.files import atomic_path, read_json, reading, regular_file
 from diffrl.support.page import Page, open_browser, static
 from diffrl.support.seeds import generator_at
 
@@ -70,6 +72,8 @@ class Human:
         self.votes: list[Vote] = []
         self.asks = True
         """Whether the person still wants to be asked."""
+        self._told = False
+        """Whether it is kept that the person does not."""
         self._ready = open_browser if ready is None else ready
         self._folder: Path | None = None
         self._round, self._left = 0, 0
@@ -91,7 +95,12 @@ class Human:
         """
         self._folder = folder
         (folder / IMAGES).mkdir(exist_ok=True)
-        self.votes = read_votes(folder / FILE) if (folder / FILE).exists() else []
+        self.votes, enough = _read(folder / FILE) if (folder / FILE).exists() else ([], False)
+        if enough:
+            self.asks, self._told = False, True
+            console.print("You have said `Enough votes`: the run goes on by the votes that there are.", markup=False)
+            yield
+            return
         self._asked = asked = _Asked(self)
         with asked.page.serving() as address:
             console.print(f"You are the reward. Vote at {address}", markup=False, soft_wrap=True)
@@ -128,6 +137,9 @@ class Human:
             self.can_go_back = newest == (self._round, before)
             n += 1 if self._vote(groups[n], pixels, prompts) else -1
         self._left, self.can_go_back = 0, False
+        if not self.asks and not self._told:
+            self._told = True
+            self._keep(self.votes)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The model's scores (B,); before, the person is asked, unless that was done by `look`."""
@@ -142,7 +154,11 @@ class Human:
     # --- asking -----------------------------------------------------------------------------------------------------
 
     def _groups(self, pixels: Tensor, prompts: Sequence[str]) -> list[list[int]]:
-        """The numbers of the images of each group to ask about: of random prompts, the first few images of each."""
+        """The numbers of the images of each group to ask about: of random prompts, the first few images of each.
+
+        Those that the round has votes on come first, in their order. The others are of different prompts, and a prompt
+        comes again when all have come as often.
+        """
         if self._left == 0:
             return []
         of: dict[str, list[int]] = {}
@@ -151,7 +167,19 @@ class Human:
         groups = [numbers[start : start + GROUP] for numbers in of.values() for start in range(0, len(numbers), GROUP)]
         groups = [group for group in groups if len(group) > 1 and (pixels[group] != pixels[group[0]]).any()]
         order = torch.randperm(len(groups), generator=generator_at(0, self._round, _ORDER)).tolist()
-        return [groups[i] for i in order[: self._left]]
+        groups = [groups[i] for i in order]
+        times: collections.Counter[str] = collections.Counter()
+        turns: list[int] = []
+        for group in groups:
+            turns.append(times[prompts[group[0]]])
+            times[prompts[group[0]]] += 1
+        groups = [groups[i] for i in sorted(range(len(groups)), key=turns.__getitem__)]
+        votes = [(vote.prompt, vote.images) for vote in self.votes if vote.round == self._round]
+        if votes:  # a run that another version began may have asked in another order
+            numbers = {vote: number for number, vote in enumerate(votes)}
+            known = [numbers.get((prompts[group[0]], _digests(pixels[group])), len(votes)) for group in groups]
+            groups = [groups[i] for i in sorted(range(len(groups)), key=known.__getitem__)]
+        return groups[: self._left]
 
     def _vote(self, group: Sequence[int], pixels: Tensor, prompts: Sequence[str]) -> bool:
         """Take the vote on a group: the one that is kept, or the person's; and keep it.
@@ -190,7 +218,7 @@ class Human:
     def _keep(self, votes: list[Vote]) -> None:
         assert self._folder is not None
         self.votes = votes
-        write_votes(self._folder / FILE, votes)
+        write_votes(self._folder / FILE, votes, enough=not self.asks)
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -241,18 +269,35 @@ def fit(votes: Sequence[Vote], folder: Path, pixels: MutableMapping[str, Tensor]
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def write_votes(path: Path, votes: Sequence[Vote]) -> None:
-    """Write `votes.json`: a JSON object with `format` and `votes`."""
-    folders.write_json(path, {"format": FORMAT, "votes": [asdict(vote) for vote in votes]})
+def write_votes(path: Path, votes: Sequence[Vote], enough: bool = False) -> None:
+    """Write `votes.json`: a JSON object with `format`, `votes`, and `enough` where nobody is to be asked any more."""
+    more = {"enough": True} if enough else {}
+    folders.write_json(path, {"format": FORMAT, "votes": [asdict(vote) for vote in votes], **more})
 
 
 def read_votes(path: Path) -> list[Vote]:
     """The votes of a file. Raises UserError for what is none."""
-    told = folders.read_json(regular_file(path, "a file of votes, which a run with --reward human writes"))
+    return _read(path)[0]
+
+
+def shape_of(path: Path) -> tuple[int, ...] | None:
+    """The shape (C, H, W) of the first image that a file's votes are about; None without a vote that prefers one.
+
+    Raises UserError for what is no file of votes, and where the image is missing.
+    """
+    names = [vote.images[0] for vote in read_votes(path) if vote.best is not None]
+    return tuple(_read_png(path.parent / IMAGES / f"{names[0]}.png", names[0]).shape) if names else None
+
+
+def _read(path: Path) -> tuple[list[Vote], bool]:
+    """The votes of a file, and whether the person said that they are enough. Raises UserError for what is none."""
+    regular_file(path, "a file of votes, which a run with --reward human writes")
+    in_a_run = folders.sealed(path.parent)  # and not a copy, in a folder of its own
+    told = folders.read_json(path) if in_a_run else read_json(path)
     entries = told.get("votes") if isinstance(told, dict) and told.get("format") == FORMAT else None
     if not isinstance(entries, list):
         raise UserError(f"{path} is no file of votes ({FORMAT}), which a run with --reward human writes.")
-    return [_vote_of(entry, path, number) for number, entry in enumerate(entries)]
+    return [_vote_of(entry, path, number) for number, entry in enumerate(entries)], told.get("enough") is True
 
 
 def _vote_of(entry: Any, path: Path, number: int) -> Vote:
@@ -302,7 +347,8 @@ def _read_png(path: Path, digest: str) -> Tensor:
     """The image that was written, (C, H, W). Raises UserError where it is missing or another one."""
     from PIL import Image
 
-    regular_file(path, "an image that was voted on", "Restore it from a copy.")
+    advice = f"Votes go with their images: copy the run's folder `{IMAGES}` beside `{FILE}`."
+    regular_file(path, "an image that was voted on", advice)
     with reading(f"{path}, an image that was voted on, cannot be read"), Image.open(path, formats=["PNG"]) as file:
         array = np.asarray(file)
     image = torch.from_numpy(array.copy())

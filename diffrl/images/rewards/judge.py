@@ -26,7 +26,17 @@ from torch import Tensor
 from diffrl.images.rewards.arguments import judge_of
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.codecs import encode, to_uint8
-from diffrl.images.rewards.posting import TooLong, Unclear, check_address, check_secret, patiently, post
+from diffrl.images.rewards.posting import (
+    PATIENCE,
+    Broken,
+    Server,
+    TooLong,
+    Unclear,
+    check_address,
+    check_secret,
+    patiently,
+    post,
+)
 from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, cache_directory, read_json, read_text
 from diffrl.support.folder import say_once
@@ -57,10 +67,22 @@ class Question:
         return self.text.replace("{prompt}", prompt)
 
     def score(self, answer: str) -> float | None:
-        """The score in an answer, None where there is none, or one that there cannot be."""
-        found = re.findall(rf"{re.escape(self.mark)}[\s*_:]*(-?\d+(?:\.\d+)?)", answer, re.IGNORECASE)
-        score = float(found[-1]) if found else None
+        """The score in an answer, None where there is none, or one that there cannot be.
+
+        A comma between digits is a decimal one, as in "7,5"; "7,500", which may be thousands, is no score.
+        """
+        found = re.findall(rf"{re.escape(self.mark)}[\s*_:]*(-?\d+(?:\.\d+)?(?:,\d+)*)", answer, re.IGNORECASE)
+        score = _number(found[-1]) if found else None
         return score if score is not None and self.low <= score <= self.high else None
+
+
+def _number(text: str) -> float | None:
+    """The number of "7", "7.5" or "7,5"; None where a comma may be another than a decimal one."""
+    whole, comma, decimals = text.partition(",")
+    if not comma:
+        return float(text)
+    decimal = decimals.isdecimal() and len(decimals) != 3 and "." not in whole
+    return float(f"{whole}.{decimals}") if decimal else None
 
 
 JUDGE = Question(
@@ -92,8 +114,9 @@ class Judge:
 
     A value is score / highest score, so in [0, 1]. name: the reward's. key: by default $DIFFRL_JUDGE_KEY. timeout:
     seconds for an answer. retries: further attempts where the server cannot be reached, is too slow, answers 408, 429
-    or 5xx, or its model gives no score; the first after `pause` seconds, each later one after twice as long. at_once:
-    questions on their way at a time. cache: a folder; None keeps nothing.
+    or 5xx, or its model gives no score; the first after `pause` seconds, each later one after twice as long. patience:
+    seconds that a server is waited for once it has answered well. at_once: questions on their way at a time. cache: a
+    folder; None keeps nothing.
 
     Raises UserError for an address that is not http or https; a call raises RewardError, in one line, where no attempt
     gives a score, or the answer is none of the protocol.
@@ -111,6 +134,7 @@ class Judge:
         timeout: float = 60.0,
         retries: int = 3,
         pause: float = 0.5,
+        patience: float = PATIENCE,
         at_once: int = 8,
         key: str | None = None,
         cache: Path | None = None,
@@ -128,6 +152,7 @@ class Judge:
         self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
         self.timeout, self.retries, self.pause, self.at_once = timeout, retries, pause, at_once
         self.cache = cache
+        self._server = Server(patience)
         self._sets_temperature = True
         """Whether requests ask for temperature 0; some models, those that reason among them, refuse that."""
 
@@ -187,6 +212,7 @@ class Judge:
             score, text = patiently(
                 self.name,
                 lambda: self._judgement(body),
+                server=self._server,
                 retries=self.retries,
                 pause=self.pause,
                 timeout=self.timeout,
@@ -200,7 +226,7 @@ class Judge:
         return score
 
     def _judgement(self, body: Mapping[str, Any]) -> tuple[float, str]:
-        """The score that one request gives, and the answer. Raises Unclear for one without a score."""
+        """The score that one request gives, and the answer. Raises Unclear, Broken for no completion."""
         try:
             answer = self._posted(body)
         except TooLong as error:
@@ -239,15 +265,16 @@ class Judge:
         return post(url, data, secret=self._key, timeout=self.timeout, most=ANSWER)
 
     def _text(self, answer: bytes) -> str:
-        """What the model says in an answer of the endpoint. Raises RewardError where it is none of the protocol."""
+        """What the model says in an answer of the endpoint. Raises Broken where it is none of the protocol."""
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             said = self._safe(answer.decode(errors="replace"))  # before it is cut: half a key is one too
-            raise RewardError(
+            no_completion = RewardError(
                 f"{self.name}: the answer is no chat completion but {said[:60]!r}. Is {self.url} the address before "
                 "/chat/completions of an OpenAI-compatible server?"
-            ) from error
+            )
+            raise Broken(f"no chat completion but {said[:60]!r}", no_completion) from error
         if not isinstance(text, str):
             raise Unclear(f"gave {shown(text if text is None else self._safe(repr(text)))} for a text")
         return text
@@ -263,16 +290,18 @@ class Judge:
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def _kept(self, key: str) -> float | None:
-        """The score that is kept; of a damaged file none, and it is asked for again."""
+        """The score that is kept; None, of a damaged file, and of an older version's that read another score off the
+        answer: it is asked for again."""
         path = None if self.cache is None else self._path(self.cache, key)
         if path is None or not path.exists():
             return None
         try:
             kept: Any = read_json(path)
-            score = kept["score"]
-        except (UserError, OSError, ValueError, KeyError, TypeError):
+            score, text = kept["score"], kept.get("answer")
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         usable = isinstance(score, int | float) and self.question.low <= score <= self.question.high
+        usable = usable and (not isinstance(text, str) or self.question.score(text) == score)
         return float(score) if usable else None
 
     def _keep(self, key: str, score: float, answer: str) -> None:

@@ -1,5 +1,6 @@
 """Questions to servers over HTTP: one POST, tried again where trying again may help, and what went wrong in a line."""
 
+import email.utils
 import http.client
 import json
 import threading
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from diffrl.images.rewards.base import RewardError
+from diffrl.support.console import console
 from diffrl.support.errors import UserError
 
 T = TypeVar("T")
@@ -20,10 +22,25 @@ AGAIN = (408, 429)
 """Statuses below 500 after which a request is tried again."""
 LONGEST = 60.0
 """Seconds that a server may ask to be waited for (Retry-After), at most."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two attempts, at most, unless the server asks for more."""
+PATIENCE = 300.0
+"""Seconds that a server which has answered before is waited for: one of a large model takes minutes to start."""
 
 
 class Unclear(Exception):
     """An answer that is of no use and may be another one next time; its text ends the sentence "NAME ..."."""
+
+
+class Broken(Exception):
+    """An answer that is none of the protocol: the rest of one that broke off, if the server has answered well before.
+
+    Its text ends the sentence "NAME gave ..."; what it was raised for is what is wrong where that server is a new one.
+    """
+
+    def __init__(self, text: str, error: RewardError) -> None:
+        super().__init__(text)
+        self.error = error
 
 
 class TooLong(Exception):
@@ -87,13 +104,55 @@ def post(url: str, body: bytes, *, secret: str, timeout: float, most: int) -> by
                 raise TooLong(f"the answer has more than {most} bytes")
             if time.monotonic() > until:
                 raise TimeoutError("timed out")
+        said = answer.headers.get("Content-Length", "")
+    if said.isascii() and said.isdigit() and len(content) < int(said):  # which read1 takes for the end
+        raise http.client.IncompleteRead(content, int(said) - len(content))
     return content
+
+
+class Server:
+    """What is known of a server that several threads may ask, and how long it is waited for.
+
+    patience: seconds that it is waited for, in all, once it has answered well.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self.patience = patience
+        self.answered = False
+        """Whether it has ever answered well: its address is right, and what fails now may pass."""
+        self._waited_for = False
+        self._turn = threading.Lock()
+
+    def well(self, name: str) -> None:
+        """It has answered well; said on the terminal where it was waited for. name: of the reward."""
+        with self._turn:
+            self.answered = True
+            if self._waited_for:
+                self._waited_for = False
+                console.print(f"{name} answers again.", markup=False)
+
+    def wait_for(self, name: str, failure: str) -> None:
+        """Say on the terminal that it is waited for, and why; once until it has answered again."""
+        with self._turn:
+            if not self._waited_for:
+                self._waited_for = True
+                console.print(
+                    f"{name} {failure}. It has answered before, so it is waited for, up to "
+                    f"{self.patience / 60:.3g} min. Ctrl-C ends it at once.",
+                    markup=False,
+                )
+
+    def given_up(self) -> None:
+        """It is waited for no longer: when it is the next time, that is said again."""
+        with self._turn:
+            self._waited_for = False
 
 
 def patiently(
     name: str,
     ask: Callable[[], T],
     *,
+    server: Server,
     retries: int,
     pause: float,
     timeout: float,
@@ -103,22 +162,22 @@ def patiently(
 ) -> T:
     """What `ask` gives, asked again after `pause` seconds, then twice as long each time, up to `retries` times more.
 
-    Asked again where the server cannot be reached, is too slow, answers 408, 429 or 5xx, or is `Unclear`; a 429 that
-    says how long to wait is waited for. hints: a sentence after the refusal of a status; 0: after the last attempt.
-    clean: takes a secret out of what a server says. given_up: once it is set, nothing more is waited for or asked.
+    Asked again where the server cannot be reached, is too slow, breaks off its answer, answers 408, 429 or 5xx, or is
+    `Unclear`; one that says how long to wait is waited for so long. A server that has answered well before is asked
+    beyond these attempts, until `server.patience` seconds have passed in all, unless it is `Unclear`; and what is none
+    of the protocol (`Broken`) is asked for again, where that of a new server is an error at once. hints: a sentence
+    after the refusal of a status; 0: after the last attempt. clean: takes a secret out of what a server says.
+    given_up: once it is set, nothing more is waited for or asked.
     Raises RewardError, in a line, for a refusal and after the last attempt.
     """
-    wait = 0.0
-    for attempt in range(retries + 1):
-        if attempt:
-            seconds = max(wait, pause * 2 ** (attempt - 1))
-            if given_up is None:
-                time.sleep(seconds)
-            elif given_up.wait(seconds):
-                break
-        wait = 0.0
+    asked, spent = 0, 0.0
+    while True:
+        asked, began = asked + 1, time.monotonic()
+        away, wait = True, 0.0
         try:
-            return ask()
+            answer = ask()
+            server.well(name)
+            return answer
         except urllib.error.HTTPError as error:
             with error:
                 text = _said(error, clean)
@@ -127,22 +186,46 @@ def patiently(
                 line = f"{name} refused the request: HTTP {error.code} {text}".rstrip().rstrip(".")
                 raise RewardError(f"{line}. {hint}".rstrip()) from error
             wait = _asked_to_wait(error)
-            failure = f"answered HTTP {error.code} {text}".rstrip()
+            failure = f"answered HTTP {error.code} {text}".rstrip().rstrip(".")
         except TimeoutError:
             failure = f"gave no answer within {timeout:g} s"
-        except (OSError, http.client.HTTPException) as error:  # refused, an unknown host, an answer that broke off
+        except http.client.IncompleteRead as error:
+            had = len(error.partial)
+            failure = "broke off its answer"
+            failure += "" if error.expected is None else f" after {had} of {had + error.expected} bytes"
+        except (OSError, http.client.HTTPException) as error:  # refused, an unknown host, no HTTP
             reason = getattr(error, "reason", error)
             late = isinstance(reason, TimeoutError)
             failure = f"gave no answer within {timeout:g} s" if late else f"cannot be reached: {reason}"
+        except Broken as error:
+            if not server.answered:
+                raise error.error from error
+            failure = f"gave {error}"
         except Unclear as error:
-            failure = str(error)
-    raise RewardError(f"{name} {failure} ({retries + 1} attempts). {hints.get(0, '')}".rstrip())
+            away, failure = False, str(error)
+        seconds = max(wait, min(pause * 2 ** (asked - 1), max(pause, LONGEST_PAUSE)))
+        spent += time.monotonic() - began + seconds
+        if asked > retries:
+            if not (away and server.answered and spent <= server.patience):
+                break
+            server.wait_for(name, clean(failure))
+        if given_up is None:
+            time.sleep(seconds)
+        elif given_up.wait(seconds):
+            break
+    server.given_up()
+    raise RewardError(f"{name} {failure} ({asked} attempts). {hints.get(0, '')}".rstrip())
 
 
 def _asked_to_wait(error: urllib.error.HTTPError) -> float:
-    """Seconds that an answer asks to wait, 0 for none; a date instead of seconds counts as none."""
+    """Seconds that an answer asks to wait, by their number or by a date; 0 for none."""
     text = error.headers.get("Retry-After", "") if error.headers else ""
-    return min(float(text), LONGEST) if text.isascii() and text.isdigit() else 0.0
+    if text.isascii() and text.isdigit():
+        return min(float(text), LONGEST)
+    try:
+        return min(max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0), LONGEST)
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _said(error: urllib.error.HTTPError, clean: Callable[[str], str]) -> str:

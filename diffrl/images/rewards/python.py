@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffrl.images.rewards.arguments import file_and_function
 from diffrl.images.rewards.base import Metadata, RewardError
-from diffrl.support.errors import UserError, first_line, nearest, out_of_memory, said_by
+from diffrl.support.errors import UserError, nearest, out_of_memory, said_by, shown
 
 
 class Function:
@@ -49,8 +49,8 @@ class Function:
             return torch.as_tensor(values, dtype=torch.float32, device=images.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"The reward {self.name} gave {type(values).__name__}, which is no tensor, array or list of numbers: "
-                f"{first_line(error)}"
+                f"The reward {self.name} gave {shown(values)}, which is no tensor, array or list of numbers; expected "
+                "one number an image."
             ) from error
 
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from diffrl.images.rewards.arguments import CHECKS, HUES, digit_of, jpeg_quality
@@ -17,6 +18,7 @@ from diffrl.images.rewards.base import Reward, Sum, without_gradient
 from diffrl.images.rewards.entry import (
     GRAMMAR,
     NAME,
+    NEAR,
     TERM,
     Argument,
     Build,
@@ -39,10 +41,9 @@ def parse(spec: str, *, device: str | torch.device = "cpu", timeout: float = 60.
     """The reward that `spec` says, its networks loaded on `device`.
 
     A single reward of weight 1 is that reward; anything else a `Sum`. Raises UserError for what does not follow
-    `GRAMMAR`, an unknown name (naming the nearest known), and for what an argument names and cannot be loaded. made:
-    a run was made with it, so that no name is a slip of the keys.
+    `GRAMMAR`, an unknown name, and what cannot be loaded. made: a run was made with it, so that no name is mistyped.
     """
-    terms = [(w, entry.build(argument, Options(device, timeout))) for w, entry, argument in check(spec, made=made)]
+    terms = [(w, entry.build(argument, Options(device, timeout))) for w, entry, argument in check(spec, "reward", made)]
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
@@ -77,8 +78,9 @@ def _term(text: str, spec: str, where: str, made: bool) -> tuple[float, Entry, s
         raise UserError(f"{where}: the weight {number!r} of {name!r} is not a number{unjoined(spec)}")
     entry = get(name)
     if entry is None:
-        hint = f"did you mean 'colour:{name}'?" if name in HUES else nearest(name, names(), "diffrl finetune --help")
-        elsewhere = name not in HUES and (made or closest(name, names()) is None)
+        hint = nearest(name, names(), "diffrl finetune --help", cutoff=NEAR)
+        hint = f"did you mean 'colour:{name}'?" if name in HUES else hint
+        elsewhere = name not in HUES and (made or closest(name, names(), NEAR) is None)
         raise UserError(f"{where}: there is no reward {name!r}; {hint}{plugins.not_here('diffrl.rewards') * elsewhere}")
     if argument and entry.argument == "none":
         raise UserError(f"{where}: {name!r} takes no argument, got {argument!r}")
@@ -325,11 +327,9 @@ def _python(argument: str, options: Options) -> Reward:
 
 
 def _human(argument: str, options: Options) -> Reward:
-    from pathlib import Path
-
     from diffrl.images.rewards.human import Human, Votes
 
-    if argument.isdecimal() and int(argument) > 0:
+    if argument.isdecimal():
         return Human(int(argument), f"human:{argument}")
     return Votes(Path(argument)) if argument else Human()
 

@@ -5,7 +5,8 @@ The protocol, one POST a batch, UTF-8 JSON both ways:
     request   {"images": [base64 of a PNG file, RGB, 8 bits, ...], "prompts": [text, ...], "metadata": [object, ...]}
     answer    {"scores": [number, ...]}                     status 200; one finite number an image, in their order
     refusal   {"error": text}                               status 4xx: the request's fault, not tried again
-              any body                                      status 408, 429 or 5xx: tried again
+              any body                                      status 408, 429 or 5xx: tried again, after the seconds of
+                                                            Retry-After if it says any
 
 Where $DIFFRL_SCORER_TOKEN is set, requests bring it: `Authorization: Bearer TOKEN`. It is in no address, because those
 are written into a run's folder. A redirection is not followed: it would take the token elsewhere.
@@ -25,7 +26,16 @@ from torch import Tensor
 
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.codecs import encode, to_uint8
-from diffrl.images.rewards.posting import TooLong, check_address, check_secret, patiently, post
+from diffrl.images.rewards.posting import (
+    PATIENCE,
+    Broken,
+    Server,
+    TooLong,
+    check_address,
+    check_secret,
+    patiently,
+    post,
+)
 from diffrl.images.rewards.protocol import Limits
 from diffrl.support.errors import first_line
 
@@ -44,7 +54,8 @@ class Remote:
 
     batch: images a request, at most. token: what the server asks for; by default $DIFFRL_SCORER_TOKEN. timeout: seconds
     for an answer. retries: further attempts where the server cannot be reached, is too slow or answers 408, 429 or 5xx,
-    the first after `pause` seconds, each later one after twice as long.
+    the first after `pause` seconds, each later one after twice as long. patience: seconds that a server is waited for
+    once it has answered well.
 
     Raises UserError for an address that is not http or https; a call raises RewardError where no attempt gives scores,
     or the answer is not of the protocol.
@@ -60,6 +71,7 @@ class Remote:
         timeout: float = 60.0,
         retries: int = 3,
         pause: float = 0.5,
+        patience: float = PATIENCE,
         token: str | None = None,
     ) -> None:
         check_address("remote", url, TOKEN, "remote:http://localhost:8000")
@@ -67,6 +79,7 @@ class Remote:
         self._token = os.environ.get(TOKEN, "") if token is None else token
         check_secret(self._token, f"${TOKEN}")
         self.url, self.batch, self.timeout, self.retries, self.pause = url, batch, timeout, retries, pause
+        self._server = Server(patience)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
@@ -86,6 +99,7 @@ class Remote:
         return patiently(
             self.name,
             lambda: self._scores(self._post(body), len(request["images"])),
+            server=self._server,
             retries=self.retries,
             pause=self.pause,
             timeout=self.timeout,
@@ -101,13 +115,12 @@ class Remote:
             raise RewardError(f"{self.name}: {error}; see diffrl's protocol") from error
 
     def _scores(self, answer: bytes, count: int) -> list[float]:
-        """The scores an answer holds. Raises RewardError where it is not of the protocol."""
+        """The scores an answer holds. Raises Broken for no JSON, RewardError for another than the protocol's."""
         try:
             content = json.loads(answer)
         except (ValueError, RecursionError) as error:
-            raise RewardError(
-                f"{self.name}: the answer is no JSON but {answer[:60]!r}; see diffrl's protocol"
-            ) from error
+            no_json = RewardError(f"{self.name}: the answer is no JSON but {answer[:60]!r}; see diffrl's protocol")
+            raise Broken(f"no JSON but {answer[:60]!r}", no_json) from error
         scores = content.get("scores") if isinstance(content, dict) else None
         if not isinstance(scores, list):
             raise RewardError(f'{self.name}: the answer has no list "scores": {answer[:60]!r}')

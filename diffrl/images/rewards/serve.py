@@ -12,6 +12,7 @@ import io
 import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from diffrl.images.rewards.base import Reward, grouped
+from diffrl.images.rewards.base import Reward, asks_a_person, grouped
 from diffrl.images.rewards.entry import GRAMMAR
 from diffrl.images.rewards.posting import check_secret
 from diffrl.images.rewards.protocol import BadRequest, Budget, Limits, Refused, TimedReader, read, scores
@@ -237,11 +238,17 @@ def server(
         raise UserError(f"cannot listen to {host}:{port}: {reason}; choose another --port") from error
 
 
+def _servable() -> str:
+    """The rewards that can be served, a line each: of `human` only the votes of a run."""
+    kept, of = "human:RUN/votes.json", "a model of the votes that a person gave in a run"
+    return re.sub(r"(?m)^(human\S* +).*", lambda line: kept.ljust(len(line[1])) + of, listing())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: serves until it is interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m diffrl.images.rewards.serve",
-        description=f"Serve a reward over HTTP and JSON. REWARD is {GRAMMAR}; known:\n\n{listing()}",
+        description=f"Serve a reward over HTTP and JSON. REWARD is {GRAMMAR}; known:\n\n{_servable()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("reward", metavar="REWARD")
@@ -268,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.max_pixels < 1:
             raise UserError(f"--max-pixels is {options.max_pixels}; expected at least 1")
+        if asks_a_person(options.reward):
+            raise UserError("A scorer asks nobody: a person is a --reward of a run; or serve human:RUN/votes.json.")
         reward = parse(options.reward, device=options.device)
         if grouped(reward):
             raise UserError(f"{reward.name} compares all images of a prompt, and a request may bring some of them.")

@@ -147,6 +147,33 @@ def test_a_judgement_is_kept_by_image_prompt_question_and_model(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("Score: 7,5", 7.5),
+        ("Score: 8,25.", 8.25),
+        ("Score: 7, or rather", 7),
+        ("Score: 7.", 7),
+        ("Score: 7/10", 7),
+        ("Score: 7,500", None),
+        ("Score: 1,000", None),
+        ("Score: 7,5,6", None),
+        ("Score: 7.5,6", None),
+        ("Score: 3. Score: 4,5", 4.5),
+    ],
+)
+def test_a_comma_in_a_score_is_a_decimal_one_or_unclear(answer: str, score: float | None, tmp_path: Path) -> None:
+    """And what an older version read off such an answer, and kept, is not used."""
+    assert JUDGE.score(answer) == score
+    with endpoint(lambda count, body: said("Score: 7")) as server:
+        judge = Judge("vlm:x", server.url, "m", cache=tmp_path)
+        ask(judge, images(1, 3, 4, 4), ["p"])
+        (file,) = tmp_path.rglob("*.json")
+        file.write_text(json.dumps({"score": 2, "model": "m", "answer": answer}))
+        assert ask(judge, images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
     ("answer", "line", "attempts"),
     [
         ((200, b"<html>"), "the answer is no chat completion but '<html>'", 1),
@@ -188,6 +215,37 @@ def test_a_model_that_gives_a_score_at_last_and_a_busy_server_are_asked_again(mo
     with endpoint(lambda count, body: said("Score: 7") if count == 3 else (429, b""), Retry_After="7") as server:
         ask(Judge("vlm:x", server.url, "m"), images(1, 3, 4, 4), ["p"])
     assert waited == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("gone", [(200, b""), (200, b'{"choi'), (503, b"")])
+def test_a_judge_that_has_answered_before_is_waited_for(
+    gone: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not so a model that gives no score, which a server is not to blame for; and the address is not doubted."""
+    wait, waited = threading.Event.wait, []
+
+    def at_once(event: threading.Event, seconds: float | None = None) -> bool:
+        if seconds is None:  # threads that begin, in all of Python
+            return wait(event)
+        waited.append(seconds)
+        return False
+
+    monkeypatch.setattr(threading.Event, "wait", at_once)
+    with endpoint(lambda count, body: gone if 1 < count < 8 else said("Score: 7")) as server:
+        judge = Judge("vlm:x", server.url, "m", key=SECRET)
+        for _ in range(2):
+            assert ask(judge, images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
+    assert waited == [0.5, 1, 2, 4, 8, 16]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "It has answered before, so it is waited for, up to 5 min" in told
+    assert "address" not in told
+    waited.clear()
+    with endpoint(lambda count, body: said("Score: 7" if count == 1 else "Hm.")) as server:
+        judge = Judge("vlm:x", server.url, "m")
+        ask(judge, images(1, 3, 4, 4), ["p"])
+        with pytest.raises(RewardError, match=r"gave no 'Score: N'.*\(4 attempts\)"):
+            ask(judge, images(1, 3, 4, 4), ["p"])
+    assert waited == [0.5, 1, 2]
 
 
 def test_an_endpoint_that_refuses_a_temperature_is_asked_without(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,9 @@ def fails(images, prompts, metadata):
 
 def short(images, prompts, metadata):
     return [1.0]
+
+def listed(images, prompts, metadata):
+    return ["good"] * len(images)
 """
 
 
@@ -72,8 +75,10 @@ def test_mistakes_are_named(argument: str, said: str, file: Path, tmp_path: Path
 def test_nonsense_is_named(file: Path) -> None:
     """Words for numbers; one value for three images."""
     images = torch.zeros(3, 1, 4, 4)
-    with pytest.raises(UserError, match="no tensor, array or list of numbers"):
-        ask(parse(f"python:{file}#words"), images, ["p"] * 3)
+    for name, given in (("words", r"array\(.*\)"), ("listed", r"\['good', 'good', 'good'\]")):
+        expected = f"#{name} gave {given}, which is no tensor, array or list of numbers; expected one number an image"
+        with pytest.raises(UserError, match=expected):
+            ask(parse(f"python:{file}#{name}"), images, ["p"] * 3)
     with pytest.raises(RewardError, match=r"raised ValueError: boom \(.*mine.py, line 16\)"):
         ask(parse(f"python:{file}#fails"), images, ["p"] * 3)
     with pytest.raises(RewardError, match="expected"):

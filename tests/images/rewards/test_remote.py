@@ -1,6 +1,7 @@
 """The remote scorer against real HTTP servers on this machine."""
 
 import base64
+import email.utils
 import http.client
 import json
 import socket
@@ -40,8 +41,9 @@ def running(http: ThreadingHTTPServer) -> Iterator[str]:
 
 
 @contextmanager
-def scorer(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that answers as told, its address, and the requests that it got."""
+def scorer(answer: Answer, **headers: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that answers as told, its address, and the requests that it got. A body that ends in "..." breaks off
+    there, and is said to be longer."""
     seen: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,9 +51,12 @@ def scorer(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, body = answer(len(seen), seen[-1])
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            whole = body.removesuffix(b"...")
+            self.send_header("Content-Length", str(len(whole) if whole == body else 1000))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(whole)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -202,12 +207,81 @@ def test_our_server_refuses_what_is_not_of_the_protocol() -> None:
 
 
 def test_an_answer_that_breaks_off_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is JSON so far or not, and from the first question on: the address is right."""
+    for body in (b'{"sco...', b'{"scores": [3]}...'):
+        with scorer(lambda count, request, body=body: (200, body) if count < 3 else scores([7])) as (url, seen):
+            assert ask(Remote(url, pause=0.001), images(1, 3, 4, 4), [""]).tolist() == [7]
+            assert len(seen) == 3
+    with scorer(lambda count, request: (200, b'{"sco...')) as (url, seen):
+        with pytest.raises(RewardError, match=r"broke off its answer after 5 of 1000 bytes \(2 attempts\)"):
+            ask(Remote(url, retries=1, pause=0), images(1, 3, 4, 4), [""])
+        assert len(seen) == 2
     remote = Remote("http://localhost:1", retries=1, pause=0)
-    answers = [http.client.IncompleteRead(b"{"), http.client.BadStatusLine("")]
+    answers = [http.client.BadStatusLine("x"), http.client.BadStatusLine("")]
     monkeypatch.setattr(remote, "_post", lambda body: (_ for _ in ()).throw(answers.pop()))
-    with pytest.raises(RewardError, match="cannot be reached: IncompleteRead"):
+    with pytest.raises(RewardError, match="cannot be reached: x"):
         ask(remote, images(1, 3, 4, 4), [""])
     assert not answers
+
+
+@pytest.mark.parametrize("failure", [(500, b""), (503, b""), (200, b""), (200, b'{"sco'), (200, b'{"scores"...')])
+def test_a_server_that_has_answered_before_is_waited_for(
+    failure: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With pauses that grow to half a minute, and told once; the next time it is away, too, and once it is back."""
+    waited: list[float] = []
+    monkeypatch.setattr(posting.time, "sleep", waited.append)
+    with scorer(lambda count, request: scores([count]) if count % 10 == 1 else failure) as (url, seen):
+        remote = Remote(url)
+        for first in (1, 11, 21):
+            assert ask(remote, images(1, 3, 4, 4), [""]).tolist() == [first]
+        assert len(seen) == 21
+    assert waited == [0.5, 1, 2, 4, 8, 16, 30, 30, 30] * 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("It has answered before, so it is waited for, up to 5 min.") == 2
+    assert said.count("answers again.") == 2
+
+
+def test_a_server_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five minutes in all, pauses and attempts together; a refusal is not waited for."""
+    waited: list[float] = []
+    monkeypatch.setattr(posting.time, "sleep", waited.append)
+    with scorer(lambda count, request: scores([1])) as (url, _):
+        remote = Remote(url)
+        ask(remote, images(1, 3, 4, 4), [""])
+    for _ in range(2):
+        waited.clear()
+        with pytest.raises(RewardError, match=r"cannot be reached: .*refused.*\(1\d attempts\). Is the scorer running"):
+            ask(remote, images(1, 3, 4, 4), [""])
+        assert 300 - 30 <= sum(waited) <= 300
+        assert "Connection refused. It has answered before" in " ".join(capsys.readouterr().err.split())
+    with scorer(lambda count, request: scores([1]) if count == 1 else (400, b"")) as (url, seen):
+        remote = Remote(url)
+        ask(remote, images(1, 3, 4, 4), [""])
+        with pytest.raises(RewardError, match="HTTP 400"):
+            ask(remote, images(1, 3, 4, 4), [""])
+        assert len(seen) == 2
+
+
+def test_a_server_that_says_when_to_come_again_is_asked_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By seconds or by a date, a minute at most; what is neither, or has been, is nothing."""
+    at = posting.time.time()
+    for said, expected in {
+        "7": 7,
+        email.utils.formatdate(at + 20, usegmt=True): 20,
+        "3600": 60,
+        email.utils.formatdate(at + 3600, usegmt=True): 60,
+        email.utils.formatdate(at - 3600, usegmt=True): 0.5,
+        "soon": 0.5,
+    }.items():
+        waited: list[float] = []
+        monkeypatch.setattr(posting.time, "sleep", waited.append)
+        busy = lambda count, request: scores([7]) if count == 2 else (503, b"")  # noqa: E731
+        with scorer(busy, Retry_After=said) as (url, _):
+            ask(Remote(url), images(1, 3, 4, 4), [""])
+        assert waited == [pytest.approx(expected, abs=5 if expected == 20 else 0)]
 
 
 def test_a_port_that_is_none_is_told() -> None:
@@ -228,7 +302,7 @@ def test_addresses() -> None:
         Remote("http://host:1", token="a\r\nHost: b")
 
 
-def test_the_command_serves() -> None:
+def test_the_command_serves(capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "diffrl.images.rewards.serve", "jpeg", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -242,6 +316,19 @@ def test_the_command_serves() -> None:
         finally:
             process.terminate()
     assert serve.main(["jpgg"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("reward 'jpgg': there is no reward"), "it has no option --reward"
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends in any case
+        for spec in ("human", "human:2", "jpeg + 0.5*human"):
+            assert serve.main([spec, "--port", str(taken.getsockname()[1])]) == 2
+            assert "A scorer asks nobody" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        serve.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    (kept,) = (line for line in lines if line.startswith("human"))
+    (other,) = (line for line in lines if line.startswith("remote"))
+    assert kept.startswith("human:RUN/votes.json  ")
+    assert kept.index("  a model") == other.index("  a scorer"), "one below the other"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main(["jpeg", "--port", str(taken.getsockname()[1])]) == 2
 

@@ -74,7 +74,7 @@ function show(next) {
   const before = JSON.stringify(state?.group?.images ?? null);
   state = next;
   const group = next.group;
-  byId("round").textContent = `round ${next.round}` + (group ? `, ${next.left} to go` : "");
+  byId("round").textContent = `round ${next.round}` + (group ? left(next.left) : "");
   byId("votes").textContent = next.votes;
   const [right, of] = next.foretold;
   byId("foretold").textContent = of ? ` · of the last ${of} the model foretold ${right}` : "";
@@ -90,6 +90,9 @@ function show(next) {
   byId("prompt").textContent = group.prompt;
   byId("images").replaceChildren(...group.images.map(card));
 }
+
+// With a round's last vote its training begins, so that it stays.
+const left = (n) => (n > 1 ? `, ${n} to go` : ", the last choice: it cannot be taken back");
 
 function card(name, i) {
   const button = document.createElement("button");
