@@ -199,9 +199,12 @@ def _image(data: bytes) -> str:
 
 
 def _csv(runs: Sequence[FinetuneRun]) -> str:
+    """One row an evaluation: the run, then all that any evaluation of any run has; what one lacks is left blank."""
     named = ["run", "algo", "model", "reward_name", "seed"]
     text = io.StringIO()
-    columns = [*named, "round", "queries", "seconds", *measures_of(runs), *parts_of(runs)]
+    known = [*named, "round", "queries", "seconds", *measures_of(runs), *parts_of(runs)]
+    others = [name for run in runs for entry in run.history for name in entry]  # such as kl_rounding
+    columns = list(dict.fromkeys([*known, *others]))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for run in runs:

@@ -16,7 +16,7 @@ from diffrl.images.config.base import CONFIG, TINY, VARIANTS
 from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.signs import CHANCE, warnings
-from diffrl.images.stored import FILES_OF_REWARDS, SCORED_BY, absolute, load, written
+from diffrl.images.stored import FILES_OF_REWARDS, SCORED_BY, absolute, load, read_history, written
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
@@ -157,7 +157,7 @@ class FinetuneRun:
         folder.verified(path / CONFIG)
         config, file = load(path / CONFIG), path / EVALUATIONS
         try:
-            return cls(path, config, _read_history(file) if file.exists() else [])
+            return cls(path, config, read_history(file) if file.exists() else [])
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
@@ -223,19 +223,6 @@ def said_of_model(model: Path, started: str) -> str:
     return f"{model} (diffusers' format)"
 
 
-def _read_history(file: Path) -> list[dict[str, Any]]:
-    """The entries of `evaluations.json`. Raises Damaged where it is not as `FinetuneRun.add` writes it."""
-    history = folder.read_json(file)
-    try:
-        for entry in history:
-            if type(entry["round"]) is not int or not all(isinstance(value, int | float) for value in entry.values()):
-                raise TypeError("a measure is no number")
-            entry["queries"], entry["seconds"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise folder.Damaged(file, f"is damaged: it is no record of evaluations ({error})") from error
-    return list(history)
-
-
 def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
     """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
     values = {**dataclasses.asdict(config), "out": path}
@@ -259,12 +246,17 @@ def _at_home(name: str) -> str:
 # --- In words ------------------------------------------------------------------------------------------------------
 
 
+def decimals(value: float) -> str:
+    """A measure as lines and tables show it: with three decimals, and from a million on as 8.09e+29."""
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
 def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
     n, what = config.seen(entry["round"], entry["queries"])
     voted = entry["round"] > 0 or not asks_a_person(config.scored_by)  # before the first round nobody has
     names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
-    shown = "  ".join(f"{name.replace('_', ' ')} [bold]{entry[name]:.3f}[/]" for name in names if name in entry)
+    shown = "  ".join(f"{name.replace('_', ' ')} [bold]{decimals(entry[name])}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
 
 
@@ -290,7 +282,7 @@ def print_run(run: FinetuneRun) -> None:
     summed = {name: SAID[name] for name in ("loss", "reward")} | parts | {"held_out": SAID["held_out"]} | held_out
     for name, text in {**summed, **SAID}.items():
         if name in last:
-            table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
+            table.add_row(text, decimals(first[name]) if name in first else "", decimals(last[name]))
     console.print(table)
     if "reward" in last and "reward" not in first:
         console.print("There is no reward before: every evaluation is scored by the votes until then, on a new scale.")
