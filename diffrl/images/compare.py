@@ -51,7 +51,7 @@ def compare(paths: Sequence[Path], out: Path) -> list[Path]:
 
 def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
     """The measures that any of the runs has, in the report's order."""
-    return [name for name in SAID if any(name in entry for run in runs for entry in run.history)]
+    return [name for name in SAID if any(name in entry for run in runs for entry in run.measured)]
 
 
 def parts_of(runs: Sequence[FinetuneRun]) -> list[str]:
@@ -124,7 +124,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
     rows, grids = [], []
     short, shared = apart([run.path.name for run in runs])
     for run, called in zip(runs, short, strict=True):
-        first, last, config = run.measured[0], run.history[-1], run.config
+        first, last, config = run.measured[0], run.measured[-1], run.config
         cells = "".join(f"<td class=n>{_change(first.get(name), last.get(name))}</td>" for name in names)
         title = breakable(called)
         n, what_of = config.seen(last["round"], last["queries"])

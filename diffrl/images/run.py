@@ -108,11 +108,13 @@ class FinetuneRun:
         """The evaluations, with measures of one scale alone: scores by a person's votes are only in the last.
 
         Each evaluation was scored by the votes until then; another model of them has another scale and another zero.
+        Of votes that prefer no image there is none: all scores are 0.
         """
         if not asks_a_person(getattr(self.config, "reward", None)):
             return self.history
-        before = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history[:-1]]
-        return before + self.history[-1:]
+        without = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history]
+        preferred = any(entry.get("reward") for entry in self.history[-1:])
+        return without[:-1] + (self.history if preferred else without)[-1:]
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""
@@ -254,7 +256,8 @@ def decimals(value: float) -> str:
 def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
     n, what = config.seen(entry["round"], entry["queries"])
-    voted = entry["round"] > 0 or not asks_a_person(config.scored_by)  # before the first round nobody has
+    # Before the first round nobody has voted; where no vote has preferred an image all scores are 0.
+    voted = not asks_a_person(config.scored_by) or (entry["round"] > 0 and entry.get("reward") != 0)
     names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
     shown = "  ".join(f"{name.replace('_', ' ')} [bold]{decimals(entry[name])}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
@@ -272,7 +275,7 @@ def print_run(run: FinetuneRun) -> None:
     """Print a run's measures before and after, what they warn of, where its files are, and what to do next."""
     from rich.table import Table
 
-    first, last = run.measured[0], run.history[-1]
+    first, last = run.measured[0], run.measured[-1]
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -286,6 +289,8 @@ def print_run(run: FinetuneRun) -> None:
     console.print(table)
     if "reward" in last and "reward" not in first:
         console.print("There is no reward before: every evaluation is scored by the votes until then, on a new scale.")
+    elif "reward" in run.history[-1] and "reward" not in last:
+        console.print("There is no reward: no vote has preferred an image.")
     for warning in run.warnings():
         console.print(f"[yellow]{warning}[/]")
     n, what = run.config.seen(last["round"], last["queries"])
