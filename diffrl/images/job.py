@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from diffrl.images import ended, rewards
+from diffrl.images import comparable, ended, rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank
-from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
+from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled, training_loss
 from diffrl.images.examples import extras_of
 from diffrl.images.model import image_shape
 from diffrl.images.models import model_of
@@ -35,7 +35,6 @@ from diffrl.images.run import (
     plot_grid,
     print_run,
     short_name,
-    training_loss,
     write_model,
 )
 from diffrl.images.run_prompts import prompts_of_run
@@ -83,8 +82,12 @@ def resume(
     A run that was cut before its first checkpoint begins anew; one with nothing left to do writes its model and picture
     again. steps: in all, to make the run longer, in what its algorithm counts by: images scored, or, of dpo and
     supervised, rounds. stop_kl: another bound, for a run that stopped at its own. device: another than the run's.
+
+    Raises UserError as `finetune`, and for a run whose evaluations would measure something else than those it has.
     """
     run = FinetuneRun.read(path)
+    if run.history:
+        comparable.require(run)
     return _run(run.asked(steps, stop_kl, device), run, quiet)
 
 

@@ -16,11 +16,20 @@ from diffrl.images.config.base import CONFIG, TINY, VARIANTS
 from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.signs import CHANCE, warnings
-from diffrl.images.stored import FILES_OF_REWARDS, SCORED_BY, absolute, load, read_history, written
+from diffrl.images.stored import (
+    FILES_OF_REWARDS,
+    MEASURED_BY,
+    MEASURING,
+    SCORED_BY,
+    absolute,
+    load,
+    read_history,
+    written,
+)
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, reading
+from diffrl.support.files import atomic_path, by_umask, read_json, reading, sha256
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffrl.images.model import ImageModel
-    from diffrl.training.logs import MetricsLog
 
 EVALUATIONS = "evaluations.json"
 FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
@@ -90,7 +98,7 @@ class FinetuneRun:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
             folder.seal(self.path, (ABOUT, *FILES))
-        folder.write_json(self.path / ABOUT, {"kind": IMAGES, **about})
+        folder.write_json(self.path / ABOUT, {"kind": IMAGES, MEASURED_BY: self.measured_by, **about})
         folder.write_yaml(self.path / CONFIG, plain(self.config, self.path))
         if not folder.sealed(self.path):
             folder.seal(self.path, (ABOUT, *FILES))
@@ -115,6 +123,15 @@ class FinetuneRun:
         without = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history]
         preferred = any(entry.get("reward") for entry in self.history[-1:])
         return without[:-1] + (self.history if preferred else without)[-1:]
+
+    @property
+    def measured_by(self) -> dict[str, Any]:
+        """The settings that decide what an evaluation measures: of a file of prompts the digest of its content."""
+        values, file = plain(self.config, self.path), self.config.prompts
+        measured = {name: values[name] for name in MEASURING if name in values}
+        if file is None:
+            return measured | {"prompts": None} | {name: values[name] for name in ("data", "pairs") if name in values}
+        return measured | ({"prompts": sha256(file)} if file.is_file() else {})
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""
@@ -261,14 +278,6 @@ def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
     shown = "  ".join(f"{name.replace('_', ' ')} [bold]{decimals(entry[name])}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
-
-
-def training_loss(run: FinetuneRun, log: "MetricsLog") -> dict[str, float]:
-    """The mean loss on examples since the last evaluation, as an evaluation has it: of supervised runs alone."""
-    if run.config.algo != "supervised" or not run.history:
-        return {}
-    loss = log.mean("error", run.history[-1]["round"])
-    return {} if loss is None else {"loss": loss}
 
 
 def print_run(run: FinetuneRun) -> None:
