@@ -17,20 +17,10 @@ SCORED_BY = ("reward", "held_out")
 """The settings that are rewards."""
 MEASURED_BY = "measured_by"
 """What `run.json` calls the settings that decide what an evaluation measures."""
-MEASURING = (
-    "model",
-    "adapter",
-    "reward",
-    "held_out",
-    "seed",
-    "eval_samples",
-    "steps",
-    "eta",
-    "guidance",
-    "size",
-    "frames",
-)
-"""These settings, besides the prompts and what these may be of: `data` and `pairs`."""
+SAMPLING = ("seed", "eval_samples", "steps", "eta", "guidance", "size", "frames")
+"""Those by which two runs of one model are evaluated on other images, besides the prompts."""
+MEASURING = ("model", "adapter", "reward", "held_out", *SAMPLING)
+"""All of them besides the prompts and, where no file has these, what they may be of: `data` and `pairs`."""
 FILES_OF_REWARDS = "reward_files"
 """What `run.json` calls the files of the rewards, by their absolute paths."""
 
