@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffrl.images.config.base import CONFIG
+from diffrl.images.config.base import CONFIG, NOTHING
 from diffrl.images.run import EVALUATIONS, MODEL, FinetuneRun
 from diffrl.images.stored import MEASURED_BY, load
 from diffrl.support import folder
@@ -59,8 +59,10 @@ def _in_words(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> s
 
 def _same(before: object, now: object) -> bool:
     """Whether two values of a setting are one: equal, or of a server, or a file that is gone, at another place."""
-    if before == now or not (isinstance(before, str) and isinstance(now, str)):
-        return before == now
+    if before == now or (before, now) in ((None, NOTHING), (NOTHING, None)):  # no held-out reward, asked for or not
+        return True
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
     if _PLACE.sub("", before) != _PLACE.sub("", now):
         return False
     places = zip(_PLACE.findall(before), _PLACE.findall(now), strict=True)

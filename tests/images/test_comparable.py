@@ -10,9 +10,13 @@ import yaml
 import diffrl
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig
-from diffrl.images.comparable import _same
+from diffrl.images.comparable import _changes, _same
+from diffrl.images.config import ALGORITHMS
 from diffrl.images.run import FinetuneRun
+from diffrl.images.run import plain as as_kept
+from diffrl.images.stored import load
 from diffrl.support.errors import UserError
+from diffrl.support.files import to_yaml
 from tests.images.test_command import SMALL, mistake, plain
 
 __all__ = ["plain"]
@@ -96,6 +100,7 @@ def test_what_has_moved_is_the_same(tmp_path: Path) -> None:
     assert not _same("owner/one", "owner/two")
     assert _same("control:/gone/sd", "control:/moved/sd")
     assert not _same(None, "png")
+    assert _same(None, "none"), "no held-out reward, of a sum that has no companions"
     assert not _same(0, 5)
 
 
@@ -123,3 +128,18 @@ def test_prompts_of_examples_are_measured_by(tmp_path: Path) -> None:
     assert own["examples"].measured_by["data"] == "digits"
     assert "data" not in own["file"].measured_by
     assert len(own["file"].measured_by["prompts"]) == 64
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("held_out", [None, "none", "png", "png + 0.5*digit-held-out:8"])
+@pytest.mark.parametrize("reward", ["jpeg", "digit:8 + colour:blue", "human:4", "symmetry + 2*jpeg"])
+def test_settings_that_are_read_back_measure_as_they_did(
+    algo: str, held_out: str | None, reward: str, tmp_path: Path
+) -> None:
+    """Whatever a file of settings makes of what was given, as of no held-out reward: nothing has changed."""
+    more = {"reward": reward} if "reward" in ALGORITHMS[algo].options() else {}
+    config = FinetuneConfig(algo=algo, model="tiny-digits", held_out=held_out, guidance=2, **more)
+    file = tmp_path / "finetune.yaml"
+    file.write_text(to_yaml(as_kept(config, tmp_path)))
+    before, now = (FinetuneRun(tmp_path, one).measured_by for one in (config, load(file)))
+    assert _changes(json.loads(json.dumps(before)), now) == []
