@@ -50,7 +50,8 @@ class Resume:
     """Where the run's data set is now, if it has moved; its contents must be the same. By default where it was. A
     finished run is only told."""
     accept_changes: bool = False
-    """Take config.yaml (or settings.yaml, finetune.yaml) as you have edited it since the run was made."""
+    """Take config.yaml (or settings.yaml, finetune.yaml) as you have edited it since the run was made; of a run of
+    images not what its evaluations measure by (docs/runs.md)."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -67,12 +68,13 @@ def run(arguments: Sequence[str]) -> int:
     steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
     if kind_of(given.run_folder) == folder.IMAGES:
         from diffrl.commands.finetune import spread
+        from diffrl.images.comparable import accept
         from diffrl.images.run import FinetuneRun
         from diffrl.images.saved import is_whole
 
         if accepting and given.run_folder.is_dir():
             with folder.held(given.run_folder):
-                folder.accept(given.run_folder)
+                accept(given.run_folder)
         found = FinetuneRun.read(given.run_folder)
         steps = _in_all(steps, names, found.config)
         processes = found.config.processes

@@ -6,8 +6,9 @@ import html
 import io
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffrl.images.run import (
     HELD_OUT_PART,
@@ -22,7 +23,9 @@ from diffrl.images.run import (
     read_grid,
     short_name,
 )
-from diffrl.support.errors import UserError
+from diffrl.images.stored import MEASURED_BY, SAMPLING
+from diffrl.support.errors import UserError, counted, joined
+from diffrl.support.failure import error_of
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 
@@ -32,6 +35,11 @@ OTHER_REWARDS = "The runs have different rewards: where one is higher than anoth
 """What the page says of runs whose rewards differ."""
 OTHER_MODELS = "The runs began with different models: what is measured before training differs, and so may the images."
 """What it says of runs whose models differ."""
+OTHER_IMAGES = (
+    "The runs were not evaluated on the same prompts, noise and chain (they differ in {}): what is measured before "
+    "training differs, too, so compare how far each came, and not where it ended."
+)
+"""What it says of runs whose evaluations have other prompts, other noise, or another chain."""
 
 
 def compare(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -51,7 +59,7 @@ def compare(paths: Sequence[Path], out: Path) -> list[Path]:
 
 def measures_of(runs: Sequence[FinetuneRun]) -> list[str]:
     """The measures that any of the runs has, in the report's order."""
-    return [name for name in SAID if any(name in entry for run in runs for entry in run.history)]
+    return [name for name in SAID if any(name in entry for run in runs for entry in run.measured)]
 
 
 def parts_of(runs: Sequence[FinetuneRun]) -> list[str]:
@@ -124,18 +132,21 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
     rows, grids = [], []
     short, shared = apart([run.path.name for run in runs])
     for run, called in zip(runs, short, strict=True):
-        first, last, config = run.measured[0], run.history[-1], run.config
+        first, last, config = run.measured[0], run.measured[-1], run.config
         cells = "".join(f"<td class=n>{_change(first.get(name), last.get(name))}</td>" for name in names)
         title = breakable(called)
         n, what_of = config.seen(last["round"], last["queries"])
         count = f"{n:,} {what_of.removeprefix('images ')}"
         known = (config.algo, short_name(config.model), run.reward_written("scored_by"), f"seed {config.seed}")
         what = html.escape(", ".join(word for word in known if word is not None))
+        ended = _ended(run)
+        early = f"<br><span class=warning>{html.escape(ended)}</span>" if ended else ""
         rows.append(
-            f"<tr><td><b>{title}</b><br>{what}</td><td class=n>{count}</td>"
+            f"<tr><td><b>{title}</b><br>{what}{early}</td><td class=n>{count}</td>"
             f"<td class=n>{last['seconds']:,.0f}</td>{cells}</tr>"
         )
-        notes = "".join(f"<p class=warning>{html.escape(note)}</p>" for note in run.warnings())
+        said_of = [*([ended] if ended else []), *run.warnings()]
+        notes = "".join(f"<p class=warning>{html.escape(note)}</p>" for note in said_of)
         shown = [*given_grids(run.path).items(), ("before", grid_path(run.path, first["round"]))]
         shown.append((f"after {n:,} {what_of}", grid_path(run.path, last["round"])))
         pair = "".join(
@@ -143,9 +154,12 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
             for label, file in shown
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")
-    said = [text for text, differ in _differences(runs).items() if differ]
+    lone = [called for run, called in zip(runs, short, strict=True) if len(run.measured) == 1]
+    said = _differences(runs)
+    if lone and len(lone) < len(runs):
+        said.append(f"One evaluation is no curve: {joined(lone)} {'is' if len(lone) == 1 else 'are'} in none.")
     left_out = f" The names of runs are without what all have: {breakable(shared)}." if shared else ""
-    warned = "".join(f"<p class=warning>{text}</p>" for text in said)
+    warned = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in said)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 {COMPARED}<style>{PAGE_STYLE}
@@ -159,8 +173,8 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
 .pair img {{ width: 100%; image-rendering: pixelated }} figcaption {{ color: #666 }} .warning {{ color: #a04000 }}
 </style></head><body>
 <h1>Fine-tuning runs side by side</h1>
-<p class=about>Measured on the same prompts and noise at every evaluation: first &rarr; last. A reward that rises while
-the held-out reward, class accuracy or diversity fall has been hacked.{left_out}</p>
+<p class=about>Each run is measured on the same prompts and noise at every evaluation: first &rarr; last. A reward
+that rises while the held-out reward, class accuracy or diversity fall has been hacked.{left_out}</p>
 {warned}
 <div class=wide><table><tr><th>run</th><th class=n>images</th><th class=n>seconds</th>{head}</tr>
 {"".join(rows)}</table></div>
@@ -170,10 +184,46 @@ the held-out reward, class accuracy or diversity fall has been hacked.{left_out}
 """
 
 
-def _differences(runs: Sequence[FinetuneRun]) -> dict[str, bool]:
-    """What the page says of runs that differ in what must be alike for their numbers to be compared, and whether."""
-    rewards, models = {run.config.scored_by for run in runs}, {run.config.model for run in runs}
-    return {OTHER_REWARDS: len(rewards) > 1, OTHER_MODELS: len(models) > 1}
+def _differences(runs: Sequence[FinetuneRun]) -> list[str]:
+    """What the page says of runs that differ in what must be alike for their numbers to be compared."""
+    said = []
+    if len({run.config.scored_by for run in runs}) > 1:
+        said.append(OTHER_REWARDS)
+    if len({run.config.model for run in runs}) > 1:
+        said.append(OTHER_MODELS)
+    measured = [_sampled_by(run) for run in runs]
+    differ = [name for name in (*SAMPLING, "prompts") if len({of[name] for of in measured}) > 1]
+    if differ:
+        said.append(OTHER_IMAGES.format(joined([_values(name, measured) for name in differ])))
+    return said
+
+
+def _sampled_by(run: FinetuneRun) -> dict[str, Any]:
+    """What the images of a run's evaluations are made by: as `run.json` has it, of older runs as its settings have."""
+    before = run.about().get(MEASURED_BY)
+    measured = run.measured_by | (before if isinstance(before, dict) else {})
+    # The built-in digits have a built-in model's own prompts.
+    prompts = [None if (of := measured.get(name)) == "digits" else of for name in ("prompts", "data", "pairs")]
+    return {**{name: measured.get(name) for name in SAMPLING}, "prompts": str(prompts)}
+
+
+def _values(name: str, measured: Sequence[Mapping[str, Any]]) -> str:
+    """A setting in which runs differ, with its values; of prompts its name alone."""
+    values = dict.fromkeys(str(of[name]) for of in measured)
+    return name if name == "prompts" else f"{name}: {', '.join(values)}"
+
+
+def _ended(run: FinetuneRun) -> str:
+    """A sentence on a run that has not come to its end, or was stopped at --stop-kl; "" of another."""
+    last, rounds = run.history[-1], run.config.rounds
+    if last["round"] >= rounds:
+        return ""
+    after = f"its last evaluation is after {last['round']:,} of {counted(rounds, 'rounds')}."
+    if why := error_of(run.path):
+        return f"It diverged, and {after} {why.partition(' Training has diverged')[0]}"
+    if run.config.stop_kl is not None and last.get("kl", 0.0) > run.config.stop_kl:
+        return f"Stopped beyond --stop-kl {run.config.stop_kl:g}: {after}"
+    return f"Not finished: {after}"
 
 
 def _change(first: float | None, last: float | None) -> str:
@@ -199,9 +249,12 @@ def _image(data: bytes) -> str:
 
 
 def _csv(runs: Sequence[FinetuneRun]) -> str:
+    """One row an evaluation: the run, then all that any evaluation of any run has; what one lacks is left blank."""
     named = ["run", "algo", "model", "reward_name", "seed"]
     text = io.StringIO()
-    columns = [*named, "round", "queries", "seconds", *measures_of(runs), *parts_of(runs)]
+    known = [*named, "round", "queries", "seconds", *measures_of(runs), *parts_of(runs)]
+    others = [name for run in runs for entry in run.history for name in entry]  # such as kl_rounding
+    columns = list(dict.fromkeys([*known, *others]))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for run in runs:

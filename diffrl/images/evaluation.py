@@ -26,7 +26,7 @@ from torch import Tensor
 from diffrl.diffusion import Denoise
 from diffrl.images.model import Condition, NotFinite
 from diffrl.images.rewards import Reward
-from diffrl.images.run import HELD_OUT_PART, PART
+from diffrl.images.run import HELD_OUT_PART, PART, FinetuneRun
 from diffrl.images.samples import (
     EVALUATION,
     PROBE_NOISE,
@@ -44,6 +44,7 @@ from diffrl.images.samples import (
     times_of,
 )
 from diffrl.support.errors import joined
+from diffrl.training.logs import MetricsLog
 
 
 class IndependentClassifier(Protocol):
@@ -166,6 +167,14 @@ def alarm(first: Mapping[str, float]) -> str | None:
         f"Before the first round the images are all alike ({found}): the model is broken, or its images were changed "
         "before they were measured. Look at images/000000.png in the run's folder before you go on."
     )
+
+
+def training_loss(run: FinetuneRun, log: MetricsLog) -> dict[str, float]:
+    """The mean loss on examples since the last evaluation, as an evaluation has it: of supervised runs alone."""
+    if run.config.algo != "supervised" or not run.history:
+        return {}
+    loss = log.mean("error", run.history[-1]["round"])
+    return {} if loss is None else {"loss": loss}
 
 
 def chain_kl(setup: Setup, samples: Samples) -> Tensor:

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from diffrl.images import rewards
+from diffrl.images import comparable, ended, rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank
-from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled
+from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled, training_loss
 from diffrl.images.examples import extras_of
-from diffrl.images.model import NotFinite, image_shape
+from diffrl.images.model import image_shape
 from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.rewards.base import check_prompts, parts_of
@@ -35,7 +35,6 @@ from diffrl.images.run import (
     plot_grid,
     print_run,
     short_name,
-    training_loss,
     write_model,
 )
 from diffrl.images.run_prompts import prompts_of_run
@@ -44,8 +43,8 @@ from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
 from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of, written
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
+from diffrl.support import failure, schema
 from diffrl.support import folder as folders
-from diffrl.support import schema
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.folder import ABOUT, claimed
@@ -54,7 +53,6 @@ from diffrl.support.stopping import Stopped, at_once, ended_by_stop, going_on, s
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
 from diffrl.training.logs import MetricsLog
-from diffrl.training.loop import DivergedError
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints, besides those of evaluations."""
@@ -84,8 +82,12 @@ def resume(
     A run that was cut before its first checkpoint begins anew; one with nothing left to do writes its model and picture
     again. steps: in all, to make the run longer, in what its algorithm counts by: images scored, or, of dpo and
     supervised, rounds. stop_kl: another bound, for a run that stopped at its own. device: another than the run's.
+
+    Raises UserError as `finetune`, and for a run whose evaluations would measure something else than those it has.
     """
     run = FinetuneRun.read(path)
+    if run.history:
+        comparable.require(run)
     return _run(run.asked(steps, stop_kl, device), run, quiet)
 
 
@@ -184,8 +186,27 @@ class _Session:
         if -(-n // 2) < prompts and resumed is None:
             seen = f"Evaluations show {-(-n // 2)} of {prompts:,} prompts, two images each"
             self._say(f"{seen}: --eval-samples {2 * prompts} shows all.")
-        with self._progress("Preparing", self.config.scored_before):
-            self.algorithm.prepare(path)
+        begun = False
+        try:
+            with self._progress("Preparing", self.config.scored_before):
+                self.algorithm.prepare(path)
+            log = self._begin(saved)
+            begun = True
+            with contextlib.ExitStack() as asking:
+                if log is not None:
+                    asking.callback(log.close)
+                for human in self.humans:
+                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round, self.state.round))
+                self._train(log)
+        except UserError as error:
+            ended.explain(error, path, self.state.updates, begun)
+            raise
+        self._finish()
+        return path
+
+    def _begin(self, saved: Checkpoint | None) -> MetricsLog | None:
+        """Go on from a checkpoint, or begin; give the log, of the main process alone."""
+        path = self.folder.path
         if saved is not None:
             try:
                 self.tuner.load_state_dict(saved.step, saved.tensors, saved.info)
@@ -197,55 +218,16 @@ class _Session:
                 self._say(f"Resuming after {counted(saved.step, 'rounds')}.")
         if self.world.main and self.state.round < self.config.rounds:
             drop_model(path)
-        log = MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
-        try:
-            with contextlib.ExitStack() as asking:
-                for human in self.humans:
-                    asking.enter_context(human.opened(path, self.config.rounds - self.state.round, self.state.round))
-                self._train(log)
-        except DivergedError as error:
-            raise DivergedError(f"{error}{self._last_good(error)}") from error
-        finally:
-            if log is not None:
-                log.close()
-        self._finish()
-        return path
-
-    def _last_good(self, error: DivergedError) -> str:
-        """What a run that has diverged can go on from: a checkpoint whose model was evaluated; newer ones are removed.
-
-        Every process does it: which of them has met what is not finite is not known.
-        """
-        path = self.folder.path
-        if not self.state.updates:  # what is wrong was so before
-            return ""
-        with contextlib.suppress(UserError, OSError):
-            evaluated = {entry["round"] for entry in FinetuneRun.read(path).history}
-            good = [step for step in checkpoint.steps(path) if step in evaluated]
-            while good and isinstance(error, NotFinite):
-                if checkpoint.load(path, good[-1]).info["updates"] < self.state.updates:
-                    break
-                good.pop()  # its model is the one that made them
-            if good:
-                checkpoint.clean(path, good[-1])
-                go_on = f"lower lr in {path / CONFIG}, and `diffrl resume {path} --accept-changes` goes on from there"
-                return f" The last good checkpoint is of round {good[-1]}: {go_on}."
-        return ""
+        return MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
 
     def kept(self) -> str:
-        """What is not lost where a run ends early; nothing where no checkpoint is saved yet."""
-        saved = checkpoint.steps(self.folder.path) if hasattr(self, "folder") else []
-        if not saved:
-            return ""
-        return f"Nothing saved is lost: `diffrl resume {self.folder.path}` goes on after round {saved[-1]}"
+        """What is not lost where memory runs out, once there is something in its folder."""
+        return ended.kept(self.folder.path) if hasattr(self, "folder") else ""
 
     def stopped(self) -> str:
         """What is said where the run is told to stop, once there is something in its folder."""
-        if not hasattr(self, "folder") or not folders.sealed(self.folder.path):
-            return ""
-        saved = checkpoint.steps(self.folder.path)
-        made = counted(saved[-1] if saved else 0, "rounds")
-        return f"Stopped after {made}; saved. Go on with `diffrl resume {self.folder.path}`."
+        begun = hasattr(self, "folder") and folders.sealed(self.folder.path)
+        return ended.stopped(self.folder.path) if begun else ""
 
     def _open(self, path: Path, resumed: FinetuneRun | None) -> Checkpoint | None:
         """Begin the run's folder, or clean what a resumed run left behind; give the checkpoint to go on from."""
@@ -279,6 +261,7 @@ class _Session:
                 about[FILES_OF_REWARDS] = self.files
             self.folder.write(about)
             if resumed is not None:
+                failure.forget(path)
                 checkpoint.clean(path, done)
         world.barrier()
         return saved

@@ -16,11 +16,20 @@ from diffrl.images.config.base import CONFIG, TINY, VARIANTS
 from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.signs import CHANCE, warnings
-from diffrl.images.stored import FILES_OF_REWARDS, SCORED_BY, absolute, load, written
+from diffrl.images.stored import (
+    FILES_OF_REWARDS,
+    MEASURED_BY,
+    MEASURING,
+    SCORED_BY,
+    absolute,
+    load,
+    read_history,
+    written,
+)
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, reading
+from diffrl.support.files import atomic_path, by_umask, read_json, reading, sha256
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffrl.images.model import ImageModel
-    from diffrl.training.logs import MetricsLog
 
 EVALUATIONS = "evaluations.json"
 FILES = (CONFIG, EVALUATIONS, "pairs.safetensors", "votes.json")
@@ -90,7 +98,7 @@ class FinetuneRun:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
             folder.seal(self.path, (ABOUT, *FILES))
-        folder.write_json(self.path / ABOUT, {"kind": IMAGES, **about})
+        folder.write_json(self.path / ABOUT, {"kind": IMAGES, MEASURED_BY: self.measured_by, **about})
         folder.write_yaml(self.path / CONFIG, plain(self.config, self.path))
         if not folder.sealed(self.path):
             folder.seal(self.path, (ABOUT, *FILES))
@@ -108,11 +116,22 @@ class FinetuneRun:
         """The evaluations, with measures of one scale alone: scores by a person's votes are only in the last.
 
         Each evaluation was scored by the votes until then; another model of them has another scale and another zero.
+        Of votes that prefer no image there is none: all scores are 0.
         """
         if not asks_a_person(getattr(self.config, "reward", None)):
             return self.history
-        before = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history[:-1]]
-        return before + self.history[-1:]
+        without = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history]
+        preferred = any(entry.get("reward") for entry in self.history[-1:])
+        return without[:-1] + (self.history if preferred else without)[-1:]
+
+    @property
+    def measured_by(self) -> dict[str, Any]:
+        """The settings that decide what an evaluation measures: of a file of prompts the digest of its content."""
+        values, file = plain(self.config, self.path), self.config.prompts
+        measured = {name: values[name] for name in MEASURING if name in values}
+        if file is None:
+            return measured | {"prompts": None} | {name: values[name] for name in ("data", "pairs") if name in values}
+        return measured | ({"prompts": sha256(file)} if file.is_file() else {})
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""
@@ -157,7 +176,7 @@ class FinetuneRun:
         folder.verified(path / CONFIG)
         config, file = load(path / CONFIG), path / EVALUATIONS
         try:
-            return cls(path, config, _read_history(file) if file.exists() else [])
+            return cls(path, config, read_history(file) if file.exists() else [])
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
@@ -223,19 +242,6 @@ def said_of_model(model: Path, started: str) -> str:
     return f"{model} (diffusers' format)"
 
 
-def _read_history(file: Path) -> list[dict[str, Any]]:
-    """The entries of `evaluations.json`. Raises Damaged where it is not as `FinetuneRun.add` writes it."""
-    history = folder.read_json(file)
-    try:
-        for entry in history:
-            if type(entry["round"]) is not int or not all(isinstance(value, int | float) for value in entry.values()):
-                raise TypeError("a measure is no number")
-            entry["queries"], entry["seconds"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise folder.Damaged(file, f"is damaged: it is no record of evaluations ({error})") from error
-    return list(history)
-
-
 def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
     """What the `finetune.yaml` of a run's folder holds: its paths are absolute, so that it goes on from any folder."""
     values = {**dataclasses.asdict(config), "out": path}
@@ -259,28 +265,26 @@ def _at_home(name: str) -> str:
 # --- In words ------------------------------------------------------------------------------------------------------
 
 
+def decimals(value: float) -> str:
+    """A measure as lines and tables show it: with three decimals, and from a million on as 8.09e+29."""
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
 def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
     n, what = config.seen(entry["round"], entry["queries"])
-    voted = entry["round"] > 0 or not asks_a_person(config.scored_by)  # before the first round nobody has
+    # Before the first round nobody has voted; where no vote has preferred an image all scores are 0.
+    voted = not asks_a_person(config.scored_by) or (entry["round"] > 0 and entry.get("reward") != 0)
     names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
-    shown = "  ".join(f"{name.replace('_', ' ')} [bold]{entry[name]:.3f}[/]" for name in names if name in entry)
+    shown = "  ".join(f"{name.replace('_', ' ')} [bold]{decimals(entry[name])}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
-
-
-def training_loss(run: FinetuneRun, log: "MetricsLog") -> dict[str, float]:
-    """The mean loss on examples since the last evaluation, as an evaluation has it: of supervised runs alone."""
-    if run.config.algo != "supervised" or not run.history:
-        return {}
-    loss = log.mean("error", run.history[-1]["round"])
-    return {} if loss is None else {"loss": loss}
 
 
 def print_run(run: FinetuneRun) -> None:
     """Print a run's measures before and after, what they warn of, where its files are, and what to do next."""
     from rich.table import Table
 
-    first, last = run.measured[0], run.history[-1]
+    first, last = run.measured[0], run.measured[-1]
     table = Table(title=f"{run.config.eval_samples} images of the same prompts and noise", title_justify="left")
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -290,10 +294,12 @@ def print_run(run: FinetuneRun) -> None:
     summed = {name: SAID[name] for name in ("loss", "reward")} | parts | {"held_out": SAID["held_out"]} | held_out
     for name, text in {**summed, **SAID}.items():
         if name in last:
-            table.add_row(text, f"{first[name]:.3f}" if name in first else "", f"{last[name]:.3f}")
+            table.add_row(text, decimals(first[name]) if name in first else "", decimals(last[name]))
     console.print(table)
     if "reward" in last and "reward" not in first:
         console.print("There is no reward before: every evaluation is scored by the votes until then, on a new scale.")
+    elif "reward" in run.history[-1] and "reward" not in last:
+        console.print("There is no reward: no vote has preferred an image.")
     for warning in run.warnings():
         console.print(f"[yellow]{warning}[/]")
     n, what = run.config.seen(last["round"], last["queries"])

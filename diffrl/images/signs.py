@@ -1,10 +1,11 @@
-"""Signs that a reward has been hacked, as sentences; and what holds a run, by the options that its algorithm has."""
+"""Signs that a reward has been hacked, or says nothing, as sentences; and what holds a run, by its options."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from diffrl.images.config import FinetuneConfig
+from diffrl.images.rewards.base import asks_a_person
 from diffrl.support.errors import joined
 
 CHANCE = 0.02
@@ -33,10 +34,40 @@ def warnings(first: Mapping[str, Any], last: Mapping[str, Any], config: Finetune
             "from data. Look at before_after.png."
         )
     if last.get("silent_rounds"):
-        found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: their rewards said nothing.")
+        found.append(f"{last['silent_rounds']} of {last['round']} rounds made no update: {_why_silent(config)}.")
     if _change(first, last, "reward") > 0 > _change(first, last, "held_out"):
         found.append("The reward rose while the held-out one fell: what was gained is in the eye of that scorer.")
     return found
+
+
+def no_signal(number: int, images: int, metrics: Mapping[str, float], config: FinetuneConfig) -> str:
+    """The sentence on the first round, `number`, that said nothing, by its rewards of so many images or its loss."""
+    then = "so there is nothing to learn and no update is made (said once)."
+    if config.algo == "dpo":
+        apart = metrics.get("accuracy", 0.0) > 0.999 and metrics.get("margin", 0.0) > 0
+        said = f"all its pairs are told apart already (margin {metrics['margin']:.3g})" if apart else "the loss is flat"
+        return f"Round {number}: {said}, {then} A lower --beta or --lr leaves more to learn."
+    if asks_a_person(config.scored_by):
+        said = f"by the votes until then none of {images} images is better than another of its prompt"
+        return f"Round {number}: {said}, {then} To prefer one in a few of the choices is enough."
+    if config.scored_by is None:
+        return f"Round {number}: the gradient is 0 at every example, {then}"
+    if "reward_std" not in metrics:
+        said = "the gradient is 0 at every image"
+    elif metrics["reward_std"] == 0:
+        said = f"all {images} rewards are {metrics['reward']:g}"
+    else:
+        said = "all images of each prompt have the same reward"
+    return f"Round {number}: {said}, {then} Does the reward look at the images?"
+
+
+def _why_silent(config: FinetuneConfig) -> str:
+    """Why rounds made no update, by what their run learns from: half a sentence."""
+    if config.algo == "dpo":
+        return "the loss on their pairs was flat, as of pairs that are told apart (a lower --beta or --lr)"
+    if asks_a_person(config.scored_by):
+        return "no vote preferred an image until then"
+    return "their rewards said nothing" if config.scored_by is not None else "the loss on their examples was flat"
 
 
 def rounding(first: Mapping[str, Any], config: FinetuneConfig) -> str | None:

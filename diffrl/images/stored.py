@@ -1,4 +1,4 @@
-"""What a run's settings keep: read back from its file; and the files that its rewards are made of. No torch."""
+"""What a run keeps, read back from its files: settings, evaluations, and the files of its rewards. No torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,11 +9,18 @@ from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
 from diffrl.images.rewards.arguments import path_in
 from diffrl.images.rewards.base import Reward, parts_of
 from diffrl.images.rewards.entry import TERM, is_single
+from diffrl.support import folder
 from diffrl.support.files import read_yaml, sha256
 from diffrl.support.schema import read
 
 SCORED_BY = ("reward", "held_out")
 """The settings that are rewards."""
+MEASURED_BY = "measured_by"
+"""What `run.json` calls the settings that decide what an evaluation measures."""
+SAMPLING = ("seed", "eval_samples", "steps", "eta", "guidance", "size", "frames")
+"""Those by which two runs of one model are evaluated on other images, besides the prompts."""
+MEASURING = ("model", "adapter", "reward", "held_out", *SAMPLING)
+"""All of them besides the prompts and, where no file has these, what they may be of: `data` and `pairs`."""
 FILES_OF_REWARDS = "reward_files"
 """What `run.json` calls the files of the rewards, by their absolute paths."""
 
@@ -90,3 +97,16 @@ def load(path: Path) -> FinetuneConfig:
     if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
         return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
     return config
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """The entries of `evaluations.json`. Raises Damaged where it is not as `FinetuneRun.add` writes it."""
+    history = folder.read_json(file)
+    try:
+        for entry in history:
+            if type(entry["round"]) is not int or not all(isinstance(value, int | float) for value in entry.values()):
+                raise TypeError("a measure is no number")
+            entry["queries"], entry["seconds"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise folder.Damaged(file, f"is damaged: it is no record of evaluations ({error})") from error
+    return list(history)

@@ -3,9 +3,9 @@
 import contextlib
 import re
 
-from diffrl.runs.failure import error_of
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError, joined
+from diffrl.support.failure import error_of
 from diffrl.support.folder import read_json
 from diffrl.training import checkpoint
 

@@ -36,7 +36,8 @@ def resume(
     score depends. stop_kl: for a run of images that stopped at its own, another bound. Where a run acts in
     environments, each begins a new episode. dataset: where the run's data are now; their contents must be the same; a
     run that has made all its steps is only told so.
-    accept_changes: take config.yaml, or another file of settings, as it was edited since the run was made.
+    accept_changes: take config.yaml, or another file of settings, as it was edited since the run was made; of a run of
+    images not what its evaluations measure by, such as the seed or the reward.
 
     A run that has made all its steps is left as it is, which is said. One may end at fewer steps than it was made for,
     but not at fewer than it has made. Raises UserError where the run cannot go on so, and where another process is
@@ -53,7 +54,7 @@ def resume(
         raise UserError(folder.without_checkpoint(path))
     if accept_changes and path.is_dir():
         with held(path):
-            folder.accept(path)
+            take_edited(path, kind)
     if stop_kl is not None and kind != IMAGES:
         raise UserError(f"--stop-kl is for runs that fine-tune image models, and {path} is none.")
     if eval_workers is not None and kind != kinds.OFFLINE:
@@ -107,6 +108,16 @@ def resume(
             if not quiet:
                 console.print(str(complete), markup=False)
             return path
+
+
+def take_edited(path: Path, kind: str) -> None:
+    """Take the settings of a run of this kind as they were edited. Raises UserError where that may not be."""
+    if kind == IMAGES:
+        from diffrl.images.comparable import accept
+
+        accept(path)
+    else:
+        folder.accept(path)
 
 
 def _resume(run: "Run", eval_workers: int | None, options: dict[str, Any]) -> Path:

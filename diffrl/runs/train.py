@@ -17,12 +17,13 @@ from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
-from diffrl.runs import failure, workers
+from diffrl.runs import workers
 from diffrl.runs.acting import cost_of_acting, source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
 from diffrl.runs.kind import FILES, OFFLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent
 from diffrl.runs.run import Run, lowering_memory
+from diffrl.support import failure
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import DataError, UserError, counted
 from diffrl.support.folder import all_done, claimed, too_far, what_works

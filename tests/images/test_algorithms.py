@@ -17,8 +17,8 @@ from diffrl.diffusion import VP
 from diffrl.diffusion.chain import at_steps
 from diffrl.images.algorithms.base import Finetuner
 from diffrl.images.algorithms.dpo import ROUND as PAIRS_ROUND
-from diffrl.images.algorithms.dpo import SampledPairs
-from diffrl.images.config import ALGORITHMS, FinetuneConfig, schema_of
+from diffrl.images.algorithms.dpo import SampledPairs, more_than_drawn
+from diffrl.images.config import ALGORITHMS, DPOConfig, FinetuneConfig, schema_of
 from diffrl.images.config.base import ChainConfig
 from diffrl.images.emoji_words import PROMPTS as PROMPTS_OF_EMOJI
 from diffrl.images.evaluation import Numbered, chain_kl, diversity, evaluate
@@ -658,3 +658,27 @@ def test_prompts_are_dropped_at_the_rate(rate: float, empty: int) -> None:
     algorithm.collect(0)
     list(algorithm.losses(torch.arange(64), 0, 0))
     assert abs(seen.count("") - empty) <= 3 * (64 * rate * (1 - rate)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("rounds", "batch", "group", "enough"), [(2, 4, 8, 64), (2, 4, 5, 80), (3, 1, 2, 24), (40, 64, 8, None)]
+)
+def test_dpo_says_how_many_images_its_rounds_have_a_use_for(
+    rounds: int, batch: int, group: int, enough: int | None
+) -> None:
+    """So many that their pairs are as many as are drawn, and no group fewer; the default run has a use for all."""
+    config = DPOConfig(reward="jpeg", rounds=rounds, batch=batch, group=group)
+    said = re.findall(r"--queries (\d+) is enough", more_than_drawn(config))
+    assert said == ([] if enough is None else [str(enough)])
+    if enough is None:
+        return
+    drawn = rounds * config.updates * batch
+    assert (enough - group) // group * (group // 2) < drawn <= enough // group * (group // 2)
+    for queries in (enough, enough - group):
+        if queries >= group:
+            assert more_than_drawn(replace(config, queries=queries)) == ""
+    heard: list[str] = []
+    setup = toy_setup(algo="dpo", queries=64, rounds=1, batch=2, updates=1)
+    SampledPairs(setup, RunState(say=heard.append), None)
+    assert heard == [more_than_drawn(setup.config)]
+    assert "--queries 8 is enough" in heard[0]

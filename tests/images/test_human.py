@@ -338,6 +338,26 @@ def test_a_run_goes_on_and_is_made_again(
     )
 
 
+def test_a_person_who_prefers_nothing_is_not_asked_whether_the_reward_looks(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equally good throughout: the votes are named, and a 0 that nobody meant is shown as no reward."""
+    Person(monkeypatch)
+    monkeypatch.setattr(module._Asked, "wait", lambda asked, prompt, files: None)
+    words = ["finetune", "--algo", "nft", "--updates", "1", "--reward", "human:2", "--held-out", "png", *SMALL]
+    assert main([*words, "--out", "run"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert [vote.best for vote in read_votes(quick / "run" / "votes.json")] == [None] * 4
+    assert "Round 1: by the votes until then none of 16 images is better than another of its prompt" in said
+    assert "2 of 2 rounds made no update: no vote preferred an image until then." in said
+    assert "There is no reward: no vote has preferred an image." in said
+    assert "Does the reward look" not in said
+    assert "images scored reward" not in said
+    assert "\u2502 reward" not in said
+    assert main(["compare", "run", "--out", "page.html"]) == 0
+    assert "<th class=n>reward</th>" not in (quick / "page.html").read_text()
+
+
 def test_a_vote_is_answered_with_the_next_images_and_can_be_taken_back(
     quick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,17 +1,21 @@
 """Rewards that say nothing, and rewards that work in place: what a run makes of them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffrl.alignment import PromptStatistics, group_advantages
 from diffrl.cli import main
 from diffrl.images.algorithms.base import Finetuner
+from diffrl.images.config import FinetuneConfig
 from diffrl.images.evaluation import alarm
+from diffrl.images.signs import no_signal
 from diffrl.support.errors import UserError
 from tests.images.toy import Target, begin, toy_setup
 
@@ -133,6 +137,25 @@ def test_a_run_of_a_constant_reward_leaves_the_model_and_says_so_once(
     said = capsys.readouterr().err
     assert "no update is made" not in said, "it has been said"
     assert "3 of 3 rounds made no update" in said
+
+
+def test_pairs_that_are_told_apart_are_no_reward(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flat loss on a user's pairs is said as what it is, by a round and at the end."""
+    for name, shade in (("dark", 40), ("light", 200)):
+        Image.new("L", (28, 28), shade).save(f"{name}.png")
+    row = {"file_name_w": "light.png", "file_name_l": "dark.png", "text": "7"}
+    Path("metadata.jsonl").write_text(json.dumps(row))
+    words = ["--algo", "dpo", "--pairs", ".", "--rounds", "3", "--beta", "1e9", "--updates", "1", "--weight-decay", "0"]
+    assert main(["finetune", *words, *SMALL[:2], *SMALL[4:], "--out", "run"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"Round 2: all its pairs are told apart already \(margin [1-9]\S+\), so .* A lower --beta or --lr", said
+    )
+    assert "2 of 3 rounds made no update: the loss on their pairs was flat" in said
+    assert "reward" not in said
+    supervised = FinetuneConfig(algo="supervised")
+    assert "the gradient is 0 at every example" in no_signal(1, 0, {"error": 0.1}, supervised)
+    assert "the loss is flat" in no_signal(1, 0, {"accuracy": 0.5, "margin": -1.0}, FinetuneConfig(algo="dpo"))
 
 
 def test_the_measures_of_a_run_are_not_those_of_a_reward_that_works_in_place(quick: Path) -> None:

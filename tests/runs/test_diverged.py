@@ -10,13 +10,12 @@ import pytest
 import diffrl
 from agents import DiffusionBC
 from diffrl.cli import main
-from diffrl.runs import failure
 from diffrl.runs.diverged import diverged, why_short
 from diffrl.runs.run import Run
 from diffrl.runs.study.policies import Policies
 from diffrl.runs.study.scores import Scores
 from diffrl.runs.study.summary import Summary
-from diffrl.support import folder
+from diffrl.support import failure, folder
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError

@@ -13,13 +13,12 @@ import pytest
 
 from agents import BC
 from diffrl.cli import main
-from diffrl.runs import failure
 from diffrl.runs.run import Run
 from diffrl.runs.study.contents import published_table, results_csv, scores_csv
 from diffrl.runs.study.scores import Note, Row, Scores
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.sweep import plan
-from diffrl.support import folder
+from diffrl.support import failure, folder
 from diffrl.support.errors import UserError
 from diffrl.support.written import short
 from diffrl.training.logs import read_scores

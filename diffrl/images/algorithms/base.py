@@ -30,6 +30,7 @@ from diffrl.images.samples import (
     noise_of,
     times_of,
 )
+from diffrl.images.signs import no_signal
 from diffrl.support.errors import UserError
 from diffrl.training.loop import DivergedError
 
@@ -218,20 +219,6 @@ def summary(rewards: Tensor) -> Metrics:
     return {"reward": float(mean), "reward_std": 0.0 if rewards.min() == rewards.max() else float(std)}
 
 
-def no_signal(number: int, images: int, metrics: Metrics) -> str:
-    """The sentence on the first round, `number`, whose rewards of so many images said nothing."""
-    if "reward_std" not in metrics:
-        said = "the gradient is 0 at every image"
-    elif metrics["reward_std"] == 0:
-        said = f"all {images} rewards are {metrics['reward']:g}"
-    else:
-        said = "all images of each prompt have the same reward"
-    return (
-        f"Round {number}: {said}, so there is nothing to learn and no update is made (said once). "
-        "Does the reward look at the images?"
-    )
-
-
 # --- Who makes the steps -------------------------------------------------------------------------------------------
 
 
@@ -275,7 +262,7 @@ class Finetuner:
         if state.updates == updates:
             state.silent += 1
             if state.silent == 1:
-                state.say(f"[yellow]{no_signal(state.round, algorithm.queries, metrics)}[/]")
+                state.say(f"[yellow]{no_signal(state.round, algorithm.queries, metrics, setup.config)}[/]")
         self._adapt(metrics)
         return metrics
 

@@ -15,7 +15,7 @@ from diffrl.images.config import DPOConfig
 from diffrl.images.examples import folder_pairs
 from diffrl.images.model import Condition, ImageModel
 from diffrl.images.samples import PROMPTS, RunState, Setup, conditions, sample_round
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import Damaged, read_tensors, write
 
 FILE = "pairs.safetensors"
@@ -23,6 +23,23 @@ FILE = "pairs.safetensors"
 NO_PAIR = "All images of each prompt have the same reward"
 ROUND = 2**31 - 1
 """The number of the round in which pairs are sampled."""
+
+
+def more_than_drawn(config: DPOConfig) -> str:
+    """A sentence where a run makes more pairs than its rounds draw; "" elsewhere.
+
+    It makes them all the same: they are drawn at random from all, so a run that is made longer goes on from them as if
+    it had been longer from the start.
+    """
+    drawn, groups = config.rounds * config.updates * config.batch, config.scored_before // config.group
+    enough = -(-drawn // (config.group // 2))
+    if enough >= groups:
+        return ""
+    images, made = counted(config.scored_before, "images"), groups * (config.group // 2)
+    return (
+        f"{counted(config.rounds, 'rounds')} draw {drawn:,} pairs at most, and {images} make up to {made:,}: --queries "
+        f"{enough * config.group} is enough, unless you will make the run longer."
+    )
 
 
 class PairSource(Protocol):
@@ -47,6 +64,8 @@ class SampledPairs(PairSource):
         if file is not None and file.exists():
             stored = read_tensors(file)
         else:
+            if spare := more_than_drawn(setup.config):
+                state.say(spare)
             stored = self._make(state)
             if file is not None and setup.world.main:
                 write(file, safetensors.torch.save(stored))

@@ -10,12 +10,12 @@ from typing import Any
 
 from diffrl.runs.config import MACHINE, TrainConfig
 from diffrl.runs.diverged import diverged, wholly
-from diffrl.runs.failure import error_of
 from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import By
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.support.errors import UserError, joined
+from diffrl.support.failure import error_of
 from diffrl.support.folder import IMAGES
 from diffrl.support.written import exact, short
 from diffrl.training import logs

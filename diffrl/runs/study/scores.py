@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from diffrl.runs.failure import error_of
 from diffrl.runs.study.config import By
 from diffrl.runs.sweep import plan
 from diffrl.support.errors import UserError, listed, said_by, shown
+from diffrl.support.failure import error_of
 from diffrl.support.files import read_text
 from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.remote import local_file, local_folder

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from diffrl.runs import failure
 from diffrl.runs.sweep.plan import SweepRun
 from diffrl.runs.sweep.state import LOG, State, state_of
 from diffrl.runs.sweep.task import Full
+from diffrl.support import failure
 from diffrl.support.stopping import Interrupted, stop_signals
 
 COMMAND = (sys.executable, "-m", "diffrl", "sweep")

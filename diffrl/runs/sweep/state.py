@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffrl.runs.config import TrainConfig
-from diffrl.runs.failure import ERROR, error_of
 from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, first_line
+from diffrl.support.failure import ERROR, error_of
 from diffrl.support.files import atomic_path
 from diffrl.support.folder import steps
 from diffrl.support.written import exact, short

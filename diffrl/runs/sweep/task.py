@@ -10,9 +10,9 @@ import threading
 import traceback
 from pathlib import Path
 
-from diffrl.runs import failure
 from diffrl.runs.sweep.plan import SweepRun
 from diffrl.runs.sweep.state import complete
+from diffrl.support import failure
 from diffrl.support.errors import UserError, disk_full, said_by
 from diffrl.support.files import alone
 from diffrl.support.folder import say_once, steps

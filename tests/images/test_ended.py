@@ -1,0 +1,69 @@
+"""A run that ends before its time says what its folder holds: a checkpoint to go on from, or nothing yet."""
+
+from pathlib import Path
+
+import pytest
+
+from diffrl.cli import main
+from diffrl.support.failure import error_of
+from tests.images.test_command import SMALL, mistake
+from tests.images.test_divergence import mistake_of_training
+
+REWARDS = """
+import pathlib
+
+def server(images, prompts, metadata):
+    asked = pathlib.Path("asked")
+    asked.write_text((asked.read_text() if asked.exists() else "") + ".")
+    if len(asked.read_text()) == {last}:
+        raise ConnectionError("the server is gone")
+    return images.flatten(1).mean(1)
+"""
+DPO = ["finetune", "--algo", "dpo", *SMALL, "--rounds", "2", "--updates", "1"]
+
+
+def test_a_server_that_fails_leaves_a_run_that_goes_on(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its second round: evaluation, round, evaluation, round. The line is that of Ctrl-C, and what it says works."""
+    Path("rewards.py").write_text(REWARDS.format(last=4))
+    said = mistake(["finetune", *SMALL, "--reward", "python:rewards.py#server", "--out", "run"], capsys)
+    assert "ConnectionError: the server is gone" in said
+    assert said.endswith(" Stopped after 1 round; saved. Go on with `diffrl resume run`.")
+    assert main(["resume", "run"]) == 0
+
+
+def test_a_run_that_was_never_measured_says_what_its_folder_is(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At its first evaluation, new and resumed, and before: pairs that cannot be made. What it says works."""
+    Path("rewards.py").write_text(REWARDS.format(last=1))
+    words = ["finetune", *SMALL, "--reward", "python:rewards.py#server", "--out", "run"]
+    said = mistake(words, capsys)
+    holds = " run holds no round yet: the mended command takes it over by --out run; or delete it."
+    assert said.endswith(holds)
+    Path("asked").unlink()
+    assert mistake(["resume", "run"], capsys).endswith(holds)
+    assert main(words) == 0
+
+    Path("constant.py").write_text("def same(images, prompts, metadata):\n    return [0.1] * len(prompts)\n")
+    pairs = [*DPO, "--reward", "python:constant.py#same", "--out", "dpo"]
+    assert mistake(pairs, capsys).endswith(holds.replace("run", "dpo"))
+    assert main([*DPO, "--reward", "jpeg", "--out", "dpo"]) == 0
+
+
+def test_what_cannot_go_on_is_not_told_to(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that has more rounds than are asked for; and a checkpoint that does not fit."""
+    assert main(["finetune", *SMALL, "--out", "run"]) == 0
+    assert "Go on with" not in mistake(["resume", "run", "--steps", "16"], capsys)
+    file = Path("run/finetune.yaml")
+    file.write_text(file.read_text().replace("lora: 0", "lora: 2").replace("queries: 32", "queries: 48"))
+    said = mistake(["resume", "run", "--accept-changes"], capsys)
+    assert "Go on with" not in said
+    assert "holds no round" not in said
+
+
+def test_why_a_run_diverged_is_kept_until_it_goes_on(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In error.txt, as of runs of policies."""
+    said = mistake_of_training(["finetune", *SMALL, "--lr", "1e20", "--updates", "1", "--out", "run"], capsys)
+    assert said.startswith(f"diffrl: {error_of(Path('run'))} The last good checkpoint")
+    file = Path("run/finetune.yaml")
+    file.write_text(file.read_text().replace("lr: 1.0e+20", "lr: 1.0e-4"))
+    assert main(["resume", "run", "--accept-changes"]) == 0
+    assert error_of(Path("run")) == ""
