@@ -10,7 +10,7 @@ they follow it, whatever noise is on them, and 0 where they have nothing to do w
 of the rewards, and once of what the action does: the change foretold for it less that for other rows' actions.
 
 A regressor extrapolates where real rows do not reach, and is not asked there: only rows count whose s is as near to
-those it was fitted on as that of `REACH` of unseen real rows is.
+those it was fitted on as that of `REACH` of unseen real rows is, or nearer than `NEAR`.
 """
 
 import math
@@ -27,6 +27,10 @@ FITTED = 20_000
 """Rows that the regressor is fitted on, at most."""
 REACH = 0.95
 """The share of unseen real rows that are within reach."""
+NEAR = 0.1
+"""Within reach is also what is so near, in deviations of a column: real rows may lie denser than matters."""
+ENOUGH = 30
+"""Synthetic rows within reach below which nothing is said of them."""
 STILL = 0.1
 """The least unit of a column's change, in its standard deviations: columns that hardly change weigh no more."""
 CHANGES = "standard deviations of their changes"
@@ -86,7 +90,7 @@ def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed
     regressor = _Regressor(fit, o, a, seed)
     made, fresh = made[:QUERIES], fresh[:QUERIES]
     far = [regressor.distances(side) for side in (made, fresh)]
-    limit = np.quantile(far[1], REACH)
+    limit = max(float(np.quantile(far[1], REACH)), NEAR * math.sqrt(o))
     within = Pair(*(float((d <= limit).mean()) for d in far))
     model, world = (_Asked(regressor, side[d <= limit], rng) for side, d in zip((made, fresh), far, strict=True))
     if not model.enough:
@@ -175,7 +179,7 @@ class _Asked:
 
     def __init__(self, regressor: _Regressor, rows: Floats, rng: np.random.Generator) -> None:
         o, a = regressor.o, regressor.a
-        self.enough = len(rows) >= FEWEST
+        self.enough = len(rows) >= ENOUGH
         if not self.enough:
             return
         x, y = rows[:, : o + a].astype(np.float64), regressor.targets(rows)

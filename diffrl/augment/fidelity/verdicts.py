@@ -31,7 +31,7 @@ ATOMS = 0.05
 """A difference of shares of rows with an action on a bound from which on it is looked at."""
 FOUND, HARDLY = 0.75, 0.5
 """Share of what real rows have of what a regressor foretells: rows with less are looked at first, or are useless."""
-SURE = 4
+SURE = 3.5
 """Standard errors by which they have less."""
 _RARE = 1e-3
 """A probability from which on a difference is none of chance."""
@@ -182,13 +182,11 @@ def _moving(report: "FidelityReport") -> list[Finding]:
 
 def _following(learned: LearnedError, steered: bool) -> list[Finding]:
     """Rows that are not what a regressor foretells, as far as it reaches."""
-    if learned.within.synthetic < HALF and not steered:
-        states = (
-            f"{learned.within.synthetic:.0%} of states are where real ones are ({learned.within.real:.0%} of these)"
-        )
+    near, usual = learned.within
+    beyond = []
+    if near < THIRD and not steered:
+        states = f"{near:.0%} of states are near those of the data, of unseen real ones {usual:.0%}"
         beyond = [Finding("dynamics", False, states)]
-    else:
-        beyond = []
     found = []
     for slopes, text, what in (
         (learned.acts, "actions do not{} lead to their next states", "of what actions do"),
