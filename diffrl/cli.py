@@ -22,6 +22,7 @@ HELP = """diffrl: offline reinforcement learning on one diffusion core
   diffrl augment synther DATASET --out NEW.hdf5       synthetic transitions by a diffusion model of the data's
   diffrl augment flow-to-better DATASET --preferences 500 --out NEW.hdf5   better trajectories, from preferences
   diffrl augment label DATASET --out PREFERENCES.json  compare its segments on a page, for a reward from preferences
+  diffrl augment fidelity REAL SYNTHETIC              how faithful the rows of one data set are to another's
   diffrl finetune [--algo ddpo-is --reward jpeg ...]  an image model, on a reward or preferences
   diffrl finetune policy RUN [--algo dppo ...]        a run's policy, in its environment or on preferences
   diffrl distil RUN --to consistency | reflow         a policy of one network call, or a few, from a run's

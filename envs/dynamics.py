@@ -176,8 +176,8 @@ def _reason(name: str, env_id: str | None) -> str | None:
     if _MUJOCO.fullmatch(env_id) or env_id.startswith("maze2d"):
         return None
     return (
-        f"The observation of {env_id} does not give the simulator's whole state (or nobody has checked that it does); "
-        "known: Hopper, HalfCheetah and Walker2d, v4 and v5, and maze2d."
+        f"nobody has checked whether the observation of {env_id} gives the simulator's whole state, as those of "
+        "Hopper, HalfCheetah and Walker2d, v4 and v5, and of maze2d do."
     )
 
 

@@ -23,6 +23,7 @@ from diffrl.augment.target import Target
 from diffrl.data import d4rl
 from diffrl.data.checks import understand
 from diffrl.data.fidelity import (
+    LOOK_FIRST,
     NO_FAULT,
     NOT_MEASURED,
     REAL_ROWS,
@@ -59,6 +60,8 @@ REPORTED = 50_000
 """Synthetic rows that the report looks at, at most."""
 BLOCK = 2**16
 """Rows written at once."""
+READY = {NO_FAULT: "Train on it", LOOK_FIRST: "To train on it all the same", NOT_MEASURED.word: "To train on it"}
+"""What stands before the command that trains on rows, by the verdict on them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
     settle()
     data = open_data(request, quiet)
     augmenter.open(data, request.held_out, request.seed, device)
+    if len(augmenter.train) < LEAST_ROWS:
+        what = f"{len(augmenter.train)} rows to train on, {len(augmenter.held_out):,} are held out"
+        raise DataError(f"{request.dataset} leaves {what}; expected {LEAST_ROWS} or more: lower --held-out.")
     n = _samples(request, len(data.transitions), augmenter)
     if not quiet:
         console.print(_amounts(request, len(data.transitions), data.rows, n, augmenter), markup=False, highlight=False)
@@ -122,7 +128,8 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         if verdict.word == USELESS:
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
         else:
-            console.print(f"Train on it: diffrl train --agent {augmenter.agent} --dataset {target.name(written)}")
+            command = f"diffrl train --agent {augmenter.agent} --dataset {target.name(written)}"
+            console.print(f"{READY[verdict.word]}: {command}", markup=False)
     return written
 
 
@@ -444,8 +451,8 @@ def _report(
 
     Where they cannot be compared the word of `NOT_MEASURED`, and why, which is printed.
     """
-    from diffrl.augment.fidelity.comparison import LEGEND, fidelity
-    from diffrl.augment.fidelity.report import write_report
+    from diffrl.augment.fidelity.comparison import UNKNOWN, fidelity
+    from diffrl.augment.fidelity.report import say, write_report
     from diffrl.augment.fidelity.verdicts import verdict_of
 
     real = data.dataset
@@ -464,11 +471,12 @@ def _report(
             seed=begun.seed,
             action_bounds=data.action_bounds,
             steered=augmenter.steered,
+            no_simulator=why or UNKNOWN,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
         return NOT_MEASURED._replace(sentence=str(error))
-    notes = [f"No dynamics error: {why}"] if why else []
+    notes = []
     if begun.rows_version != augmenter.rows_version:
         notes.append(
             "Another version of diffrl trained the model: most of the rows that are held out here it has seen."
@@ -480,18 +488,5 @@ def _report(
     write_report(found, train, synthetic, folder, title)
     verdict = verdict_of(found)
     if not quiet:
-        for note in found.notes:
-            console.print(f"  {note}")
-        for measure, sentence in found.verdicts.items():
-            if measure != "overall":
-                console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {sentence}")
-        console.print(
-            "  (The floor is the same measure between real rows and others, held out: what chance alone gives. "
-            f"{LEGEND})",
-            markup=False,
-        )
-        if verdict.word != NO_FAULT:
-            console.print(f"[yellow]{verdict.sentence} More --steps or --width usually helps.[/]")
-        else:
-            console.print(f"  {verdict.sentence}")
+        say(found, helps=True)
     return verdict

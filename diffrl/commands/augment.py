@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -159,5 +160,52 @@ class FlowToBetter(Request):
         return 0
 
 
-VERBS = {"synther": Synther, "flow-to-better": FlowToBetter, "label": Label}
+@dataclass(frozen=True)
+class Fidelity:
+    """Compare synthetic rows with real ones: how faithful is a larger data set, whoever made it?
+
+    For example,
+      diffrl augment fidelity rollouts.hdf5 more.hdf5 --env Hopper-v4
+      diffrl augment fidelity maze2d-umaze-v1 synthetic.hdf5 --rows 100000 --out report
+
+    Writes the report of `augment synther`: fidelity.html, with pictures, and the same as PNG and JSON. Of a file with
+    real rows and synthetic ones after them (--mix append) the synthetic ones are compared.
+    """
+
+    real: Annotated[Positional[str], tyro.conf.arg(metavar="REAL")]
+    """The real data: an id of D4RL's or OGBench's, a Minari id, or a path (HDF5, npz, a Minari folder)."""
+    synthetic: Annotated[Positional[str], tyro.conf.arg(metavar="SYNTHETIC")]
+    """The rows to be judged: as REAL."""
+    out: Path | None = None
+    """Folder of the report; by default beside the synthetic file, such as more-fidelity of more.hdf5, and for an id
+    runs/ID-fidelity here."""
+    env: str | None = None
+    """Gymnasium id of the environment the data are from: bounds, and the simulator. By default the benchmark's, or what
+    the real file names; none: without one."""
+    rows: int | None = None
+    """Read only so many of the real rows, the first; by default all."""
+    held_out: float = 0.05
+    """Share of the real rows that gives the floor. With the --seed and --held-out of a synthesis these are the rows
+    that its model has not seen."""
+    seed: int = 0
+    """Seed of the rows that are held out and drawn."""
+    steered: bool = False
+    """The rows are meant to be like a part of the real ones alone, as of --condition: another distribution is no fault.
+    By default it is one."""
+    force: bool = False
+    """Replace a report that is there."""
+
+    def run(self) -> int:
+        """Do it."""
+        from envs.datasets import require
+
+        require(self.real)
+        require(self.synthetic)
+        from diffrl.augment.fidelity.job import fidelity_of
+
+        fidelity_of(**dataclasses.asdict(self))
+        return 0
+
+
+VERBS = {"synther": Synther, "flow-to-better": FlowToBetter, "label": Label, "fidelity": Fidelity}
 """What stands after `diffrl augment`."""

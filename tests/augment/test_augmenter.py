@@ -17,6 +17,7 @@ from diffrl.augment.config import Request
 from diffrl.augment.synther.augmenter import synther
 from diffrl.augment.synther.config import SynthERConfig
 from diffrl.data import d4rl
+from diffrl.data.fidelity import LOOK_FIRST, NOT_MEASURED, Verdict
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Batch
 from diffrl.support.errors import UserError
@@ -129,6 +130,21 @@ def test_another_method_meets_the_distribution_it_was_given(source: Path, tmp_pa
     assert found["notes"][-1] == Gaussian().remark()
     assert f"<li>{Gaussian().remark()}</li>" in (folder / "fidelity.html").read_text()
     assert "held_out_loss" in (folder / "metrics.csv").read_text() or (folder / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_the_command_that_trains_is_given_as_the_verdict_is(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], report: bool
+) -> None:
+    """Uniform actions as a Gaussian, clipped by nobody, are odd; what is not measured is not praised."""
+    out = job.augment(Request(str(source), str(tmp_path / "new.hdf5"), samples=2000, report=report), Gaussian())
+    said = " ".join(capsys.readouterr().err.split())
+    verdict = Verdict.of(d4rl.read(out, action_limit=None).metadata)
+    assert verdict is not None
+    assert verdict.word == (LOOK_FIRST if report else NOT_MEASURED.word)
+    ready = "To train on it all the same" if report else "To train on it"
+    assert f"{ready}: diffrl train --agent iql --dataset" in said
+    assert ("Look first: " in said) == report
 
 
 def test_it_goes_on_where_it_was_cut_and_makes_the_same_file(

@@ -18,7 +18,7 @@ from PIL import Image
 from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, fidelity, table_of
 from diffrl.augment.fidelity.measures import Pair
 from diffrl.augment.fidelity.report import page, write_report
-from diffrl.augment.fidelity.verdicts import look_first, uselessness
+from diffrl.augment.fidelity.verdicts import advice, look_first, uselessness
 from diffrl.commands.data_tables import ranges
 from diffrl.data.offline import STAND_IN, OfflineDataset
 from diffrl.support.errors import DataError, UserError
@@ -158,14 +158,19 @@ def test_an_untrained_model_fails_everywhere(parts: Parts, dynamics: Dynamics) -
     assert steps.median.synthetic > 3 * steps.standing_still
     assert steps.reward.synthetic > 0.1
     assert steps.terminal.synthetic > 0.1  # it falls outright, and no row says so
-    first = " ".join(look_first(report))
-    for word in (
-        "marginals",
-        "sliced W2",
+    said = report.verdicts["overall"]
+    faults = (  # all of them, the worst first
+        "Do not train on these rows. Noise",
+        "does not obey the simulator: s' off by",
         "standard deviations of the data, where a step changes it by",
+        "Another distribution: the rows are not spread as the data are (sliced W2",
+        "told from real rows in 100% of pairs",
         "0.00% terminal rows instead of",
-    ):
-        assert word in first
+        "actions outside their bounds in",
+        "(Dynamics: by the simulator.)",
+    )
+    assert sorted(map(said.find, faults)) == [said.find(fault) for fault in faults]
+    assert said.startswith(faults[0])
 
 
 def table(dataset: OfflineDataset) -> np.ndarray:
@@ -222,11 +227,11 @@ def test_useless_rows_are_called_what_they_are(parts: Parts, make: Any, says: st
 
 def test_no_row_of_the_table_contradicts_the_verdict(at_floor: FidelityReport) -> None:
     """Nearer to shuffled columns than to real rows, and yet within twice the floor: no words of comfort."""
-    report = replace(at_floor, sliced_w2=Pair(1.9, 1.0), shuffled_w2=2.0)
+    report = replace(at_floor, sliced_w2=Pair(1.9, 1.0), shuffled_w2=2.6)
     assert report.verdicts["overall"].startswith("Do not train on these rows. Another distribution")
     assert "within" not in report.verdicts["sliced_w2"]
     assert (
-        "1.9, is nearer to that of shuffled columns, 2, than to the real-against-real floor, 1."
+        "1.9, is nearer to that of shuffled columns, 2.6, than to the real-against-real floor, 1."
         in (report.verdicts["sliced_w2"])
     )
     collapsed = replace(at_floor, variety=Pair(0.1, 1.0))
@@ -243,13 +248,13 @@ def test_the_verdict_stands_before_the_table_and_is_no_measures_words(at_floor: 
 
 
 def test_rows_that_are_good_or_nearly_so_are_not_called_useless(parts: Parts) -> None:
-    """Real rows, many and few, and with a fifth of each column's deviation of noise added."""
+    """Real rows, many and few, and with a fiftieth of each column's deviation of noise added."""
     rows = table(parts.fresh)
-    noisy = from_table(rows + 0.2 * rows.std(0) * np.random.default_rng(1).standard_normal(rows.shape))
+    noisy = from_table(rows + 0.02 * rows.std(0) * np.random.default_rng(1).standard_normal(rows.shape))
     for made in (parts.fresh, take(parts.fresh, slice(100)), noisy):
         for held_out in (parts.held_out, None):
             report = fidelity(parts.train, made, held_out, dynamics=None)
-            assert uselessness(report) == ""
+            assert uselessness(report) == []
             assert "Do not train" not in report.verdicts["overall"]
     assert (
         fidelity(parts.train, parts.fresh, None, dynamics=None).verdicts["overall"].startswith("No fault found in 1,0")
@@ -262,7 +267,7 @@ def test_rows_that_are_steered_may_differ_but_not_be_noise(parts: Parts) -> None
     part = from_table(rows[rows[:, 0] < np.quantile(rows[:, 0], 0.1)])
     noise = noise_like(parts.train, np.random.default_rng(1))
     found = [
-        uselessness(fidelity(parts.train, made, parts.held_out, dynamics=None, steered=steered))
+        " ".join(uselessness(fidelity(parts.train, made, parts.held_out, dynamics=None, steered=steered)))
         for made in (part, noise)
         for steered in (False, True)
     ]
@@ -271,8 +276,10 @@ def test_rows_that_are_steered_may_differ_but_not_be_noise(parts: Parts) -> None
 
 def test_real_rows_leave_nothing_to_look_at_first(parts: Parts, dynamics: Dynamics) -> None:
     assert look_first(fidelity(parts.train, parts.fresh, parts.held_out, dynamics=dynamics)) == []
-    copies = look_first(fidelity(parts.train, parts.train, parts.held_out, dynamics=dynamics))
-    assert copies == ["100% near-copies of training rows"]
+    copies = fidelity(parts.train, parts.train, parts.held_out, dynamics=dynamics)
+    assert uselessness(copies) == ["Copies: 100% of the rows are training rows again, and add nothing to them"]
+    assert look_first(copies) == []
+    assert advice(copies).startswith("Fewer --steps")
 
 
 @pytest.mark.parametrize("with_held_out", [True, False])
@@ -312,6 +319,102 @@ def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     heavy = dynamics_for("Hopper-v5", frame_skip=8)
     report = fidelity(parts.train, parts.fresh, parts.held_out, dynamics=heavy)
     assert "not the simulator they come from" in report.verdicts["dynamics"]
+
+
+def test_rows_that_break_the_simulator_are_useless_wherever_they_are_steered(at_floor: FidelityReport) -> None:
+    """By s', by terminals or by rewards; not where the real rows miss it too."""
+    assert at_floor.dynamics is not None
+    step = at_floor.dynamics.standing_still
+    for steered in (False, True):
+        for broken, useless in (
+            ({"median": Pair(0.6 * step, 1e-8)}, ["does not obey the simulator: s' off by"]),
+            ({"median": Pair(0.4 * step, 1e-8)}, []),
+            ({"terminal": Pair(0.43, 0.0)}, ["terminal is not the simulator's in 43% of rows"]),
+            ({"terminal": Pair(0.43, 0.3)}, []),
+            ({"reward": Pair(0.9, 0.0), "other_rewards": 1.0}, ["rewards off by 0.9, where shuffled ones are by 1"]),
+            ({"reward": Pair(0.9, 0.5), "other_rewards": 1.0}, []),
+        ):
+            report = replace(at_floor, steered=steered, dynamics=replace(at_floor.dynamics, **broken))
+            found = uselessness(report)
+            assert len(found) == len(useless)
+            assert all(text.startswith(start) for text, start in zip(found, useless, strict=True))
+            assert report.verdicts["overall"].startswith("Do not train") == bool(useless)
+
+
+def test_rewards_of_other_rows_are_no_rewards(parts: Parts, dynamics: Dynamics, at_floor: FidelityReport) -> None:
+    order = np.random.default_rng(1).permutation(len(parts.fresh))
+    wrong = replace(parts.fresh, rewards=parts.fresh.rewards[order])
+    report = fidelity(parts.train, wrong, parts.held_out, dynamics=dynamics)
+    assert report.dynamics is not None
+    assert at_floor.dynamics is not None
+    assert report.dynamics.reward.synthetic == pytest.approx(at_floor.dynamics.other_rewards, rel=0.2)
+    assert any(text.startswith("rewards off by") for text in uselessness(report))
+
+
+def test_columns_are_beside_their_own_floors(at_floor: FidelityReport) -> None:
+    """The worst is the one furthest above its own, not the one of the largest statistic."""
+    ks, floor = np.full(len(at_floor.ks), 0.05), np.full(len(at_floor.ks), 0.04)
+    ks[3], floor[3] = 0.2, 0.19
+    ks[5], floor[5] = 0.18, 0.06
+    report = replace(at_floor, ks=ks, ks_floor=floor)
+    _, _, said = report.verdicts["marginals"].partition(". ")
+    assert said == (
+        "The column furthest above its own floor, s[5], is 3.0x the real-against-real floor (0.18 beside 0.06)."
+    )
+    floor[7], ks[7] = 0.0, 0.02  # a floor by luck: what chance gives stands in for it
+    assert replace(at_floor, ks=ks, ks_floor=floor).verdicts["marginals"].endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("bound", "steered", "odd"),
+    [
+        ((0.09, 0.0), False, True),
+        ((0.09, 0.0), True, True),  # none of the data has any
+        ((0.04, 0.0), False, False),
+        ((0.30, 0.53), False, False),  # as of a model that is sound elsewhere
+        ((0.10, 0.53), False, True),
+        ((0.10, 0.53), True, False),
+        ((0.53, 0.53), False, False),
+    ],
+)
+def test_actions_on_their_bounds_are_told_and_judged(
+    at_floor: FidelityReport, bound: tuple[float, float], steered: bool, odd: bool
+) -> None:
+    report = replace(at_floor, actions_at_bound=Pair(*bound), steered=steered)
+    told = f"actions on a bound in {bound[0]:.1%} of rows instead of {bound[1]:.1%}"
+    assert (told in look_first(report)) == odd
+    assert f"{bound[0]:.2%} of synthetic rows have one exactly on a bound" in report.verdicts["actions"]
+    assert report.verdicts["actions"].startswith("Another share at the bounds") == odd
+    assert told not in look_first(replace(report, terminal_rows=(10, 10)))  # so few rows accuse nobody
+
+
+def test_the_line_on_terminals_judges(at_floor: FidelityReport) -> None:
+    odd = replace(at_floor, terminal_rate=Pair(0.011, 0.0014), terminal_rows=(6_000, 5_699))
+    assert odd.verdicts["terminal_rate"].startswith("Another rate, 7.9x as many: 1.100% of synthetic rows")
+    few = replace(odd, terminal_rows=(90, 2_000))
+    assert few.verdicts["terminal_rate"].endswith("no more apart than chance sets them.")
+
+
+def test_all_faults_are_named_the_worst_first(at_floor: FidelityReport) -> None:
+    assert at_floor.dynamics is not None
+    report = replace(
+        at_floor,
+        told_apart=Pair(0.99, 0.5),
+        terminal_rate=Pair(0.3, 0.04),
+        dynamics=replace(at_floor.dynamics, median=Pair(10.0, 1e-8)),
+    )
+    faults = ["Do not train on these rows. Does not obey", "told from real rows in 99%", "30.00% terminal rows"]
+    places = [report.verdicts["overall"].find(fault) for fault in faults]
+    assert places == sorted(places)
+    assert places[0] == 0
+
+
+def test_why_no_simulator_is_said_once(parts: Parts) -> None:
+    why = "nobody has checked whether the observation of Pusher-v5 gives the simulator's whole state."
+    report = fidelity(parts.train, parts.fresh, parts.held_out, dynamics=None, no_simulator=why)
+    assert report.verdicts["dynamics"].startswith(f"Not measured by a simulator: {why} The median row's s' is")
+    assert report.notes == ()
+    assert html.unescape(page(report, b"", "rows")).count(why) == 1
 
 
 def test_columns_are_called_as_data_info_calls_them(at_floor: FidelityReport, parts: Parts) -> None:

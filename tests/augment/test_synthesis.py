@@ -448,6 +448,10 @@ def test_rows_of_two_versions_are_not_mixed(source: Path, tmp_path: Path) -> Non
         (["--out", "new.hdf5", "--ratio", "-1"], "--ratio is -1"),
         (["--out", "new.hdf5", "--held-out", "1"], "--held-out is 1"),
         (["--out", "new.hdf5", "--rows", "50"], "expected 100 or more"),
+        (
+            ["--out", "new.hdf5", "--rows", "400", "--held-out", "0.99"],
+            "4 rows to train on, 392 are held out; expected 100",
+        ),
         (["--out", "new.hdf5", "--env", "HalfCheetah-v4"], "do not fit"),
         (["--out", "new.hdf5", "--above", "0.5"], "train one with --condition"),
         (["--out", "source.hdf5", "--force"], "is the data set itself"),

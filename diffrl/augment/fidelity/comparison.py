@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 
 from diffrl.augment.fidelity import measures
-from diffrl.augment.fidelity.measures import Doubles, DynamicsError, Neighbours, Pair
+from diffrl.augment.fidelity.learned import FITTED, LearnedError, learned_error
+from diffrl.augment.fidelity.measures import QUERIES, Doubles, DynamicsError, Neighbours, Pair
 from diffrl.augment.fidelity.verdicts import verdicts_of
 from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
@@ -26,6 +27,8 @@ PROJECTIONS = 128
 """Random directions of the sliced W2."""
 LEGEND = "s[0] is observations[0] of `diffrl data info`, a[0] actions[0], r rewards, s'[0] next_observations[0]."
 """What the columns are called elsewhere."""
+UNKNOWN = "none is known for these data"
+"""Why there is no simulator, where nothing else is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,10 @@ class FidelityReport:
     """Share of rows with an action on a bound and none beyond; `real`: of the training rows."""
     dynamics: DynamicsError | None
     """Errors against the simulator; None where none was given."""
+    learned: LearnedError | None
+    """Errors against a regressor fitted on real rows; None where the simulator was asked, or rows are too few."""
+    no_simulator: str
+    """Why there is no simulator, a part of a sentence."""
 
     @property
     def ks_largest(self) -> Pair:
@@ -142,10 +149,12 @@ class FidelityReport:
                 "quantile_90_percent": _as_json(steps.high),
                 "standing_still": _finite(steps.standing_still),
                 "reward_median": _as_json(steps.reward),
+                "reward_median_of_shuffled_rewards": _finite(steps.other_rewards),
                 "terminal_differs": _as_json(steps.terminal),
                 "share_left_out": _as_json(steps.left_out),
                 "share_blown_up": _as_json(steps.blown_up),
             },
+            "regressor": None if self.learned is None else _of_regressor(self.learned),
         }
 
 
@@ -159,6 +168,7 @@ def fidelity(
     rows: int = 20_000,
     action_bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     steered: bool = False,
+    no_simulator: str = UNKNOWN,
 ) -> FidelityReport:
     """Compare synthetic transitions with real ones.
 
@@ -166,6 +176,8 @@ def fidelity(
     two halves of `real` do. rows: the most that are looked at a side, drawn by `seed`; nearest neighbours are looked
     for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None. steered: the synthetic rows
     are meant to be like a part of the real ones, such as those of high reward: another distribution is no fault.
+    dynamics: the simulator; without one (no_simulator says why) a regressor fitted on real rows stands in for it
+    (`learned.py`).
 
     Terminal rows whose s' is a stand-in (`OfflineDataset.has_terminal_next`) are left out, on all sides, wherever s' is
     compared.
@@ -217,9 +229,22 @@ def fidelity(
     o, a = real.observation_size, real.action_size
     mean, scale = _scales(train)
 
-    steps = None
+    steps = learned = None
     if dynamics is not None:
         steps = measures.dynamics_error(dynamics, made, fresh, scale[o + a + 1 : -1], o, a, stand_ins)
+    else:
+        # More rows than are compared as a whole, where there are.
+        known, made_more, unseen_more = (
+            _gather(side, _some(numbers, most, seed))
+            for side, numbers, most in (
+                (real, base_rows, FITTED),
+                (synthetic, fit["synthetic"], QUERIES),
+                (real if held_out is None else held_out, fresh_rows, QUERIES),
+            )
+        )
+        if stand_ins:
+            known, made_more, unseen_more = (side[side[:, -1] == 0] for side in (known, made_more, unseen_more))
+        learned = learned_error(known, made_more, unseen_more, o, a, seed)
     ks = np.array([measures.ks_statistic(x, y) for x, y in zip(made.T, fresh.T, strict=True)])
     ks_floor = np.array([measures.ks_statistic(x, y) for x, y in zip(base.T, fresh.T, strict=True)])
     if stand_ins:  # of s' on its own too, terminal rows are no part
@@ -285,6 +310,8 @@ def fidelity(
         actions_outside=Pair(*outside),
         actions_at_bound=Pair(*at_bound),
         dynamics=steps,
+        learned=learned,
+        no_simulator=no_simulator,
     )
 
 
@@ -335,12 +362,39 @@ def _gather(dataset: OfflineDataset, numbers: Ints) -> Floats:
     return np.concatenate(parts, axis=1)
 
 
+def _some(numbers: Ints, most: int, seed: int) -> Ints:
+    """`most` of the row numbers (n,), drawn by `seed`, or all where there are no more."""
+    return numbers if len(numbers) <= most else np.random.default_rng((seed, 4)).choice(numbers, most, replace=False)
+
+
 def _scales(train: Floats) -> tuple[Doubles, Doubles]:
     """The mean and the deviation (W,) of training rows; constant columns, and terminal, are not rescaled."""
     mean, scale = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     scale[scale <= 1e-6 * np.maximum(1, np.abs(mean))] = 1.0
     mean[-1], scale[-1] = 0.0, 1.0
     return mean, scale
+
+
+def _of_regressor(learned: LearnedError) -> dict[str, Any]:
+    """What a regressor says, as JSON holds it."""
+    shares = {"changes": learned.moves, "actions": learned.acts, "rewards": learned.pays}
+    return {
+        "rows": len(learned.synthetic),
+        "share_within_reach": _as_json(learned.within),
+        "median": _as_json(learned.following),
+        "standing_still": _finite(learned.standing_still),
+        "reward_median": _as_json(learned.reward),
+        "reward_median_of_shuffled_rewards": _finite(learned.other_rewards),
+        "share_of_what_is_foretold": {
+            name: {
+                "synthetic": _finite(made.value),
+                "synthetic_error": _finite(made.error),
+                "real": _finite(real.value),
+                "real_error": _finite(real.error),
+            }
+            for name, (made, real) in shares.items()
+        },
+    }
 
 
 def _finite(value: float) -> float | None:

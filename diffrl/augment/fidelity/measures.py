@@ -68,6 +68,8 @@ class DynamicsError:
     """Median error of "s' = s" on the real rows: the scale."""
     reward: Pair
     """Median |r - simulator's|, in units of reward."""
+    other_rewards: float
+    """The same of real rows whose rewards are shuffled: the scale."""
     terminal: Pair
     """Share of rows whose terminal differs from the simulator's."""
     left_out: Pair
@@ -264,6 +266,7 @@ def dynamics_error(
         high=Pair(_quantile(model.errors, 0.9), _quantile(world.errors, 0.9)),
         standing_still=_quantile(world.still, 0.5),
         reward=Pair(_quantile(model.rewards, 0.5), _quantile(world.rewards, 0.5)),
+        other_rewards=_quantile(world.others, 0.5),
         terminal=Pair(model.terminal, world.terminal),
         left_out=Pair(model.left_out, world.left_out),
         blown_up=Pair(model.blown_up, world.blown_up),
@@ -276,6 +279,7 @@ class _Steps(NamedTuple):
     errors: Doubles
     still: Doubles
     rewards: Doubles
+    others: Doubles
     terminal: float
     left_out: float
     blown_up: float
@@ -296,6 +300,7 @@ def _steps(dynamics: Dynamics, rows: Floats, scale: Doubles, o: int, a: int, sta
         errors=_rms(following[compared] - claimed, scale),
         still=_rms(rows[compared, :o] - claimed, scale),
         rewards=np.abs(rewards - rows[:, o + a]).astype(np.float64),
+        others=np.abs(rewards - np.random.default_rng(0).permutation(rows[:, o + a])).astype(np.float64),
         terminal=_share(terminals != ends),
         left_out=left_out,
         blown_up=blown_up,

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, table_of
+from diffrl.augment.fidelity.learned import CHANGES, LearnedError
 from diffrl.augment.fidelity.measures import UNIT, Doubles, Pair
-from diffrl.augment.fidelity.verdicts import verdict_of
+from diffrl.augment.fidelity.verdicts import advice, verdict_of
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS
 from diffrl.data.offline import Floats, OfflineDataset
+from diffrl.support.console import console
 from diffrl.support.files import atomic_path
 from diffrl.support.plots import BLUE, GREY, ORANGE, PAGE_STYLE, finish, save
 
@@ -40,6 +43,24 @@ def write_report(
     plot_report(report, real, synthetic, paths[1], title)
     _write(paths[2], page(report, paths[1].read_bytes(), title))
     return paths
+
+
+def say(report: FidelityReport, helps: bool) -> None:
+    """Print the report: notes, a sentence a measure, the verdict. helps: with what helps a model to better rows."""
+    for note in report.notes:
+        console.print(f"  {note}", markup=False, highlight=False)
+    for measure, sentence in report.verdicts.items():
+        if measure != "overall":
+            console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {escape(sentence)}")
+    console.print(
+        f"  (The floor is the same measure between real rows and others, held out: what chance alone gives. {LEGEND})",
+        markup=False,
+    )
+    verdict = verdict_of(report)
+    if verdict.word != NO_FAULT:
+        console.print(escape(f"{verdict.sentence} {advice(report) if helps else ''}".rstrip()), style="yellow")
+    else:
+        console.print(f"  {verdict.sentence}", markup=False)
 
 
 def _write(path: Path, text: str) -> None:
@@ -90,9 +111,12 @@ def page(report: FidelityReport, picture: bytes, title: str) -> str:
         for name, ks, floor in zip(report.names, report.ks, report.ks_floor, strict=True)
     )
     near, steps = report.neighbours, report.dynamics
-    asked = f"Nearest neighbours of {len(near.synthetic):,} synthetic rows were looked for" + (
-        "." if steps is None else f"; the simulator was set to {len(steps.synthetic):,}."
-    )
+    asked = f"Nearest neighbours of {len(near.synthetic):,} synthetic rows were looked for"
+    if steps is not None:
+        asked += f"; the simulator was set to {len(steps.synthetic):,}"
+    if report.learned is not None:
+        asked += f"; a regressor fitted on real rows was asked about {len(report.learned.synthetic):,}"
+    asked += "."
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
     encoded = base64.b64encode(picture).decode()
     return f"""<!doctype html>
@@ -117,7 +141,7 @@ src="data:image/png;base64,{encoded}">
 
 def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
     """Rows of the table: the verdict's key, what is measured, the pair, its format."""
-    near, steps = report.neighbours, report.dynamics
+    near, steps, learned = report.neighbours, report.dynamics, report.learned
     rows = [
         ("marginals", "KS statistic, mean over columns", report.ks_mean, ".3f"),
         ("marginals", "KS statistic, largest", report.ks_largest, ".3f"),
@@ -136,7 +160,8 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
         ("actions", "rows with an action on a bound", report.actions_at_bound, ".2%"),
     ]
     if steps is None:
-        return [*rows, ("dynamics", "dynamics error", Pair(np.nan, np.nan), ".2g")]
+        nothing = [("dynamics", "dynamics error", Pair(np.nan, np.nan), ".2g")]
+        return [*rows, *(nothing if learned is None else _of_regressor(learned))]
     still = Pair(np.nan, steps.standing_still)
     return [
         *rows,
@@ -147,6 +172,20 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
         ("dynamics", "terminal other than the simulator's", steps.terminal, ".2%"),
         ("dynamics", "rows left out: state not fully observed", steps.left_out, ".1%"),
         ("dynamics", "rows on which the simulator broke down", steps.blown_up, ".1%"),
+    ]
+
+
+def _of_regressor(learned: LearnedError) -> list[tuple[str, str, Pair, str]]:
+    """The rows of the table that the regressor gives."""
+    acts, pays = (Pair(*(slope.value for slope in slopes)) for slopes in (learned.acts, learned.pays))
+    return [
+        ("dynamics", f"error of s' beside a regressor, {CHANGES}, median", learned.following, ".2g"),
+        ("dynamics", 'the same of "s\' = s", median', Pair(np.nan, learned.standing_still), ".2g"),
+        ("dynamics", "error of r, in its standard deviations, median", learned.reward, ".2g"),
+        ("dynamics", "the same of shuffled rewards, median", Pair(np.nan, learned.other_rewards), ".2g"),
+        ("dynamics", "of what actions are foretold to do, there is", acts, ".0%"),
+        ("dynamics", "of the rewards that are foretold, there is", pays, ".0%"),
+        ("dynamics", "rows whose states are within its reach", learned.within, ".0%"),
     ]
 
 
@@ -266,23 +305,27 @@ def _plot_neighbours(ax: "Axes", report: FidelityReport) -> None:
 
 
 def _plot_dynamics(ax: "Axes", report: FidelityReport) -> None:
-    """Errors of s' against the simulator, on a log scale."""
-    ax.set_title("Error of s' against the simulator", fontsize=10)
-    steps = report.dynamics
+    """Errors of s' against the simulator, or else the regressor, on a log scale."""
+    steps = report.dynamics or report.learned
+    by = "a regressor fitted on real rows" if report.dynamics is None else "the simulator"
+    ax.set_title(f"Error of s' against {by}", fontsize=10)
     if steps is None or not len(steps.synthetic) or not len(steps.real):
-        why = "no simulator for these data" if steps is None else "no observation gives the whole state"
+        why = "not measured" if report.dynamics is None else "no observation gives the whole state"
         ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY)
         ax.set(xticks=[], yticks=[])
         for spine in ax.spines.values():
             spine.set_visible(False)
         return
-    least = 1e-8
+    least = 1e-8 if report.dynamics is not None else 1e-4
     high = max(1.0, float(max(steps.synthetic.max(), steps.real.max())))
     bins = np.geomspace(least, 2 * high, 60)
     _two_histograms(ax, steps.synthetic.clip(least), steps.real.clip(least), bins)
     ax.axvline(steps.standing_still, color=ORANGE, linewidth=1, linestyle="--", label='"s\' = s", median')
-    ax.set(xscale="log", xlabel=f"RMS over columns, {UNIT}")
-    ax.set_xticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
+    ax.set(
+        xscale="log",
+        xlabel=f"RMS over columns, {UNIT if report.dynamics is not None else 'in deviations of their changes'}",
+    )
+    ax.set_xticks([tick for tick in (1e-8, 1e-6, 1e-4, 1e-2, 1) if tick >= least])
     ax.minorticks_off()
     _leave_room(ax)
     finish(ax, "upper left")

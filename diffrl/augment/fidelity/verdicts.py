@@ -1,11 +1,12 @@
 """What the measures of a fidelity report say, in words: whether the rows are of any use, and where to look first."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from diffrl.augment.fidelity import measures
+from diffrl.augment.fidelity.learned import LearnedError, Slope
 from diffrl.augment.fidelity.measures import UNIT, DynamicsError, Neighbours, Pair
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
 
@@ -16,8 +17,305 @@ FAR = 2
 """Times its floor beyond which a measure is far from it, and is looked at first."""
 EASY = 0.9
 """The share of pairs in which a classifier finds the synthetic row, beyond which it is said to be easy."""
+LOST = 2.5
+"""Times real rows' distance to the nearest training row beyond which rows lie far off, and are looked at first."""
+WAY = 0.25
+"""The part of the way from real rows to those of shuffled columns that this must be, too: real rows may lie dense."""
+APART = 2.5
+"""Times its floor from which on sliced W2 of shuffled columns tells anything: of few rows the floor itself varies."""
+HALF, THIRD = 1 / 2, 1 / 3
+"""Of a step's change, or of what rewards differ by: errors beyond the half are useless, beyond the third looked at."""
+WRONG_ENDS, ODD_ENDS = 0.2, 0.05
+"""Share of rows whose terminal is not the simulator's that is useless, and that is looked at first."""
+ATOMS = 0.05
+"""A difference of shares of rows with an action on a bound from which on it is looked at."""
+FOUND, HARDLY = 0.75, 0.5
+"""Share of what real rows have of what a regressor foretells: rows with less are looked at first, or are useless."""
+SURE = 3.5
+"""Standard errors by which they have less."""
 _RARE = 1e-3
 """A probability from which on a difference is none of chance."""
+
+
+class Finding(NamedTuple):
+    """A fault of the rows."""
+
+    measure: str
+    """The key of `verdicts_of`."""
+    useless: bool
+    """Whether no agent should learn from such rows; otherwise it should be understood first."""
+    text: str
+    """What it is, a part of a sentence."""
+
+
+# --- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def verdict_of(report: "FidelityReport") -> Verdict:
+    """Whether the rows are of any use, as a data set keeps it: all faults that were found, the worst first."""
+    found = findings(report)
+    texts = "; ".join(finding.text for finding in found)
+    by = f"(Dynamics: {measured_by(report)}.)"
+    if found and found[0].useless:
+        return Verdict(USELESS, f"Do not train on these rows. {texts[0].upper()}{texts[1:]}. {by}")
+    if found:
+        return Verdict(LOOK_FIRST, f"Look first: {texts}. {by}")
+    said = f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them. {by}"
+    return Verdict(NO_FAULT, said)
+
+
+def findings(report: "FidelityReport") -> list[Finding]:
+    """All faults of the rows, one a measure at most: first those that make them useless.
+
+    Their limits are rough; `benchmarks/fidelity.py` shows how far sound and broken rows are from them. What is useless:
+
+    - Collapsed: less than a quarter of the real rows' variety. Copies: half of the rows are nearer to a training row
+      than 1 % of real ones are. Noise: the distance to the nearest training row is beyond half of the way from real
+      rows to rows with shuffled columns.
+    - Dynamics: s' misses the simulator's by more than half of a step's change, r by more than half of what rewards
+      differ by, or terminal is another in `WRONG_ENDS` of rows. Without a simulator: less than half of what a regressor
+      fitted on real rows foretells of changes, of what actions do, or of rewards, is there (`SURE`), or errors are
+      beyond those of real rows by half of a step's change, or of what rewards differ by.
+    - Another distribution: sliced W2 is beyond half of the way to shuffled columns (`APART` from its floor), or the
+      mean KS is above 0.25 and twice its floor; rows that are steered may be of another one.
+
+    What is looked at first: a third in the place of the half, `FAR` times the floor of the mean KS or of W2, `LOST`
+    times the distance to the nearest training row and `WAY` towards that of shuffled columns, near-copies, rows that
+    are told from real ones in more than `EASY` of pairs (unless they are meant to be other ones, or real rows are told
+    apart almost as well), and shares of terminal rows and of actions at their bounds that are twice or half the real
+    ones, where by Fisher's exact test chance gives such counts less than once in a thousand.
+    """
+    found = [
+        *_repeated(report),
+        *_moving(report),
+        *_spread_out(report),
+        *_told_apart(report),
+        *_shares(report),
+    ]
+    return sorted(found, key=lambda finding: not finding.useless)
+
+
+def uselessness(report: "FidelityReport") -> list[str]:
+    """What rows are that no agent should learn from, the worst first; empty where they are nothing of this kind."""
+    return [finding.text for finding in findings(report) if finding.useless]
+
+
+def look_first(report: "FidelityReport") -> list[str]:
+    """What else should be understood before an agent is trained on the rows; empty where nothing is odd."""
+    return [finding.text for finding in findings(report) if not finding.useless]
+
+
+def advice(report: "FidelityReport") -> str:
+    """What usually helps a model whose rows have such faults; empty where nothing is known to."""
+    found = [finding.measure for finding in findings(report)]
+    if not set(found) - {"actions"}:  # a share at the bounds that clipping makes
+        return ""
+    if report.neighbours.closer > 0.05 and found[0] in ("nearest_neighbour", "variety"):
+        return "Fewer --steps, a smaller --width or more data usually help."
+    return "More --steps or --width usually helps."
+
+
+def measured_by(report: "FidelityReport") -> str:
+    """By what dynamics were measured, in words."""
+    if report.dynamics is not None and math.isfinite(report.dynamics.median.synthetic):
+        return "by the simulator"
+    if report.learned is not None and math.isfinite(report.learned.following.synthetic):
+        return "by a regressor fitted on real rows, not by a simulator"
+    return "not measured"
+
+
+# --- faults --------------------------------------------------------------------------------------------------------
+
+
+def _repeated(report: "FidelityReport") -> list[Finding]:
+    """Rows that are all alike, copies, or far from all others."""
+    near = report.neighbours
+    distance = "nearest_neighbour"
+    if _collapsed(report):
+        alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
+        copies = f", and {near.closer:.0%} are copies of training rows" if near.closer >= 0.5 else ""
+        return [
+            Finding(
+                "variety", True, f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}"
+            )
+        ]
+    if near.closer >= 0.5:
+        copies = f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them"
+        return [Finding(distance, True, copies)]
+    if unlikeness(near.median, near.shuffled) > 0.5:
+        distances = _beside_shuffled(near.median, near.shuffled)
+        return [Finding(distance, True, f"Noise: the rows lie far from all training rows ({distances})")]
+    if near.closer > 0.05:
+        return [Finding(distance, False, f"{near.closer:.0%} near-copies of training rows")]
+    if _lost(near):
+        return [Finding(distance, False, f"{_times(near.median)} as far from training rows as real ones are")]
+    return []
+
+
+def _lost(near: Neighbours) -> bool:
+    """Whether rows lie far off, and a part of the way to noise."""
+    return near.median.synthetic > LOST * near.median.real > 0 and unlikeness(near.median, near.shuffled) > WAY
+
+
+def _moving(report: "FidelityReport") -> list[Finding]:
+    """Next states, rewards and ends that are not those of s and a: by the simulator, or else by a regressor."""
+    steps, learned = report.dynamics, report.learned
+    found = []
+    if steps is not None and math.isfinite(steps.median.synthetic):
+        off, step = steps.median.synthetic, steps.standing_still
+        own = steps.median.real <= 0.1 * step  # otherwise it is not the simulator they come from
+        if step and off > step * THIRD:
+            obeys = "does not obey the simulator: " if own and off > step * HALF else ""
+            text = f"{obeys}s' off by {off:.2g} {UNIT}, where a step changes it by {step:.2g}"
+            found.append(Finding("dynamics", own and off > step * HALF, text))
+        ends = steps.terminal.synthetic - steps.terminal.real
+        if steps.terminal.real < ODD_ENDS < ends:
+            text = f"terminal is not the simulator's in {steps.terminal.synthetic:.0%} of rows"
+            found.append(Finding("dynamics", ends > WRONG_ENDS, text))
+        off, spread = steps.reward.synthetic, steps.other_rewards
+        if off > spread * THIRD and steps.reward.real <= 0.1 * spread:
+            text = f"rewards off by {off:.2g}, where shuffled ones are by {spread:.2g}"
+            found.append(Finding("dynamics", off > spread * HALF, text))
+        return found
+    return [] if learned is None else _following(learned, report.steered)
+
+
+def _following(learned: LearnedError, steered: bool) -> list[Finding]:
+    """Rows that are not what a regressor foretells, as far as it reaches."""
+    near, usual = learned.within
+    beyond = []
+    if near < THIRD and not steered:
+        states = f"{near:.0%} of states are near those of the data, of unseen real ones {usual:.0%}"
+        beyond = [Finding("dynamics", False, states)]
+    found = []
+    for slopes, text, what in (
+        (learned.acts, "actions do not{} lead to their next states", "of what actions do"),
+        (learned.moves, "next states are not{} those of their states", "of how states move"),
+        (learned.pays, "rewards are not{} those of their states and actions", "of what rewards are"),
+    ):
+        useless = lacking(*slopes, HARDLY)
+        if useless or lacking(*slopes, FOUND):
+            share = f"{max(slopes[0].value, 0):.0%} {what} is there, in real rows {slopes[1].value:.0%}"
+            found.append(Finding("dynamics", useless, f"{text.format('' if useless else ' quite')} ({share})"))
+    for pair, spread, text in (
+        (
+            learned.following,
+            learned.standing_still,
+            'next states are off by {:.2g}, of real rows {:.2g}, of "s\' = s" {:.2g}',
+        ),
+        (
+            learned.reward,
+            learned.other_rewards,
+            "rewards are off by {:.2g}, of real rows {:.2g}, of shuffled ones {:.2g}",
+        ),
+    ):
+        part = unlikeness(pair, spread)
+        if part > THIRD:
+            found.append(Finding("dynamics", part > HALF, text.format(*pair, spread)))
+    useless_ones = [finding for finding in found if finding.useless]
+    return [*(useless_ones or found), *beyond]
+
+
+def lacking(made: Slope, real: Slope, share: float) -> bool:
+    """Whether synthetic rows surely have less than a share of what real rows have of what is foretold."""
+    apart = math.hypot(made.error, real.error)
+    return made.value < share * real.value and real.value - made.value > SURE * apart
+
+
+def _spread_out(report: "FidelityReport") -> list[Finding]:
+    """Another distribution, unless it is meant to be one."""
+    w2, ks = report.sliced_w2, report.ks_mean
+    if not report.steered:
+        signs = []
+        if _elsewhere(w2, report.shuffled_w2):
+            signs.append(f"sliced W2 {_beside_shuffled(w2, report.shuffled_w2)}")
+        if ks.synthetic > max(0.25, 2 * ks.real):
+            signs.append(f"mean KS {ks.synthetic:.2g}, of real rows {ks.real:.2g}")
+        if signs:
+            text = f"Another distribution: the rows are not spread as the data are ({', '.join(signs)})"
+            return [Finding("sliced_w2", True, text)]
+    return [
+        Finding(key, False, f"{name} {_times(pair)} the floor" if pair.real else name)
+        for key, name, pair in (("marginals", "marginals", ks), ("sliced_w2", "sliced W2", w2))
+        if pair.synthetic > FAR * pair.real
+    ]
+
+
+def _elsewhere(w2: Pair, shuffled: float) -> bool:
+    """Whether sliced W2 is nearer to that of shuffled columns than to its floor, and these two are well apart."""
+    return shuffled > APART * w2.real and unlikeness(w2, shuffled) > HALF
+
+
+def _told_apart(report: "FidelityReport") -> list[Finding]:
+    """Rows that trees tell from real ones, where two sets of real rows are not."""
+    told, chance = report.told_apart
+    # Where real rows too are told apart, by episodes that lie on one side alone, it says nothing of the model.
+    if told > EASY > chance + 0.2 and not report.steered:
+        return [Finding("classifier", False, f"told from real rows in {told:.0%} of pairs")]
+    return []
+
+
+def _shares(report: "FidelityReport") -> list[Finding]:
+    """Shares of terminal rows, and of those with an action at or beyond a bound, that are others than by chance."""
+    found = []
+    ends, bound, outside = report.terminal_rate, report.actions_at_bound, report.actions_outside
+    if _another_share(ends, report.terminal_rows):
+        found.append(Finding("terminal_rate", False, f"{ends.synthetic:.2%} terminal rows instead of {ends.real:.2%}"))
+    if outside.synthetic > outside.real and _another_share(outside, report.terminal_rows):
+        text = f"actions outside their bounds in {outside.synthetic:.1%} of rows instead of {outside.real:.1%}"
+        found.append(Finding("actions", False, text))
+    if _odd_atoms(report):
+        text = f"actions on a bound in {bound.synthetic:.1%} of rows instead of {bound.real:.1%}"
+        found.append(Finding("actions", False, text))
+    return found
+
+
+def _another_share(share: Pair, rows: tuple[int, int]) -> bool:
+    """Whether a share is twice or half the real one, and not by chance."""
+    return not share.real / 2 < share.synthetic < 2 * share.real and measures.by_chance(share, rows) < _RARE
+
+
+def _odd_atoms(report: "FidelityReport") -> bool:
+    """Whether rows have actions on a bound where the data have few, or few where these have many."""
+    share = report.actions_at_bound
+    if report.steered and share.real:  # part of the data may have more, or none
+        return False
+    return abs(share.synthetic - share.real) > ATOMS and _another_share(share, report.terminal_rows)
+
+
+def _collapsed(report: "FidelityReport") -> bool:
+    return report.variety.synthetic < report.variety.real / 4
+
+
+def unlikeness(pair: Pair, shuffled: float) -> float:
+    """Where a distance of synthetic rows stands between that of real rows, 0, and that of shuffled columns, 1.
+
+    NaN where these two hardly differ: columns that are independent, or too few rows to tell.
+    """
+    synthetic, real = pair
+    return (synthetic - real) / (shuffled - real) if shuffled > 1.25 * real else math.nan
+
+
+# --- a sentence a measure ------------------------------------------------------------------------------------------
+
+
+def verdicts_of(report: "FidelityReport") -> dict[str, str]:
+    """What the measures say, a sentence each; before them, as `overall`, whether the rows are of any use."""
+    return {
+        "overall": verdict_of(report).sentence,
+        "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}. {_worst_column(report)}",
+        "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
+        f"{_against_floor(report.correlation_largest)}.",
+        "sliced_w2": _spread(report.sliced_w2, report.shuffled_w2),
+        "variety": f"A row's nearest other one is {report.variety.synthetic:.3g} away, a real row's "
+        f"{report.variety.real:.3g}{': rows are nearly the same' if _collapsed(report) else ''}.",
+        "classifier": _telling(report),
+        "nearest_neighbour": f"{_nearness(report.neighbours)} The median distance is "
+        f"{report.neighbours.median.synthetic:.3g}, of real rows {report.neighbours.median.real:.3g}.",
+        "terminal_rate": _ending(report),
+        "actions": _acting(report),
+        "dynamics": _dynamics(report),
+    }
 
 
 def _against_floor(pair: Pair) -> str:
@@ -35,50 +333,17 @@ def _times(pair: Pair) -> str:
     return f"{times:.1f}x" if times < 10 else f"{times:,.0f}x"
 
 
-def unlikeness(pair: Pair, shuffled: float) -> float:
-    """Where a distance of synthetic rows stands between that of real rows, 0, and that of shuffled columns, 1.
-
-    NaN where these two hardly differ: columns that are independent, or too few rows to tell.
-    """
-    synthetic, real = pair
-    return (synthetic - real) / (shuffled - real) if shuffled > 1.25 * real else math.nan
-
-
-def uselessness(report: "FidelityReport") -> str:
-    """What rows are that no agent should learn from; empty where they are none of these, each with a rough limit.
-
-    Collapsed: less than a quarter of the real rows' variety. Copies: half of the rows are nearer to a training row than
-    1 % of real ones are. Noise: the distance to the nearest training row is beyond half of the way from real rows to
-    rows with shuffled columns. Another distribution: sliced W2 is, or the mean KS is above 0.25 and twice its floor;
-    rows that are steered may be of another one.
-    """
-    near, w2, ks = report.neighbours, report.sliced_w2, report.ks_mean
-    if _collapsed(report):
-        alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
-        copies = f", and {near.closer:.0%} are copies of training rows" if near.closer >= 0.5 else ""
-        return f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}."
-    if near.closer >= 0.5:
-        return f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them."
-    if unlikeness(near.median, near.shuffled) > 0.5:
-        distances = _beside_shuffled(near.median, near.shuffled)
-        return f"Noise: the rows lie far from all training rows ({distances}). Is the model trained?"
-    signs = []
-    if unlikeness(w2, report.shuffled_w2) > 0.5:
-        signs.append(f"sliced W2 {_beside_shuffled(w2, report.shuffled_w2)}")
-    if ks.synthetic > max(0.25, 2 * ks.real):
-        signs.append(f"mean KS {ks.synthetic:.2g}, of real rows {ks.real:.2g}")
-    if signs and not report.steered:
-        return f"Another distribution: the rows are not spread as the data are ({'; '.join(signs)})."
-    return ""
-
-
-def _collapsed(report: "FidelityReport") -> bool:
-    return report.variety.synthetic < report.variety.real / 4
+def _worst_column(report: "FidelityReport") -> str:
+    """The column whose KS is furthest above its own floor, or above what chance gives where that is more."""
+    chance = 0.83 * math.sqrt(2 / report.rows)  # the median statistic of two samples of one distribution
+    worst = int(np.argmax(report.ks / np.maximum(report.ks_floor, chance)))
+    pair = Pair(float(report.ks[worst]), float(report.ks_floor[worst]))
+    return f"The column furthest above its own floor, {report.names[worst]}, is {_against_floor(pair)}."
 
 
 def _spread(pair: Pair, shuffled: float) -> str:
     """What sliced W2 says: how far it is above its floor, and whether it is nearer to that of shuffled columns."""
-    if unlikeness(pair, shuffled) > 0.5 and pair.synthetic <= FAR * pair.real:  # `uselessness` calls that another one
+    if _elsewhere(pair, shuffled) and pair.synthetic <= FAR * pair.real:  # a finding calls that another one
         return (
             f"The distance, {pair.synthetic:.3g}, is nearer to that of shuffled columns, {shuffled:.3g}, than to the "
             f"real-against-real floor, {pair.real:.3g}."
@@ -88,72 +353,6 @@ def _spread(pair: Pair, shuffled: float) -> str:
 
 def _beside_shuffled(pair: Pair, shuffled: float) -> str:
     return f"{pair.synthetic:.2g}, of real rows {pair.real:.2g}, of real rows with shuffled columns {shuffled:.2g}"
-
-
-def verdict_of(report: "FidelityReport") -> Verdict:
-    """Whether the rows are of any use, as a data set keeps it."""
-    useless, odd = uselessness(report), look_first(report)
-    if useless:
-        return Verdict(USELESS, f"Do not train on these rows. {useless}")
-    if odd:
-        return Verdict(LOOK_FIRST, f"Look first: {'; '.join(odd)}.")
-    said = f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them."
-    return Verdict(NO_FAULT, said)
-
-
-def verdicts_of(report: "FidelityReport") -> dict[str, str]:
-    """What the measures say, a sentence each; before them, as `overall`, whether the rows are of any use."""
-    worst = report.names[int(np.argmax(report.ks))]
-    near, rate, outside = report.neighbours, report.terminal_rate, report.actions_outside
-    lines = {
-        "overall": verdict_of(report).sentence,
-        "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}, the largest (of {worst}) "
-        f"{_against_floor(report.ks_largest)}.",
-        "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
-        f"{_against_floor(report.correlation_largest)}.",
-        "sliced_w2": _spread(report.sliced_w2, report.shuffled_w2),
-        "variety": f"A row's nearest other one is {report.variety.synthetic:.3g} away, a real row's "
-        f"{report.variety.real:.3g}{': rows are nearly the same' if _collapsed(report) else ''}.",
-        "classifier": _telling(report),
-        "nearest_neighbour": f"{_nearness(near)} The median distance is "
-        f"{near.median.synthetic:.3g}, of real rows {near.median.real:.3g}.",
-        "terminal_rate": f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows.",
-        "actions": "No action is outside its bounds."
-        if outside.synthetic == 0
-        else f"{outside.synthetic:.3%} of synthetic rows have an action outside its bounds; of the training rows "
-        f"{outside.real:.3%}.",
-    }
-    lines["dynamics"] = (
-        "Not measured: no simulator for these data." if report.dynamics is None else _obeys(report.dynamics)
-    )
-    return lines
-
-
-def look_first(report: "FidelityReport") -> list[str]:
-    """What is so far off that it should be understood before an agent is trained on the rows; empty where nothing is.
-
-    The limits are rough: `FAR` times the floor of the mean KS or of W2, a third of a step's change, near-copies, twice
-    or half the rate of terminals, where by Fisher's exact test chance gives such counts less than once in a thousand,
-    and rows that are told from real ones in more than `EASY` of pairs, unless they are meant to be other ones, or real
-    rows are told apart almost as well.
-    """
-    near, rate, steps = report.neighbours, report.terminal_rate, report.dynamics
-    found = []
-    for name, pair in (("marginals", report.ks_mean), ("sliced W2", report.sliced_w2)):
-        if pair.synthetic > FAR * pair.real:
-            found.append(f"{name} {_times(pair)} the floor" if pair.real else name)
-    # Where real rows too are told apart, by episodes that lie on one side alone, it says nothing of the model.
-    if report.told_apart.synthetic > EASY > report.told_apart.real + 0.2 and not report.steered:
-        found.append(f"told from real rows in {report.told_apart.synthetic:.0%} of pairs")
-    if steps is not None and math.isfinite(steps.median.synthetic) and steps.standing_still:
-        off, step = steps.median.synthetic, steps.standing_still
-        if off > step / 3:
-            found.append(f"s' off by {off:.2g} {UNIT}, where a step changes it by {step:.2g}")
-    if not rate.real / 2 < rate.synthetic < 2 * rate.real and measures.by_chance(rate, report.terminal_rows) < _RARE:
-        found.append(f"{rate.synthetic:.2%} terminal rows instead of {rate.real:.2%}")
-    if near.closer > 0.05:
-        found.append(f"{near.closer:.0%} near-copies of training rows")
-    return found
 
 
 def _telling(report: "FidelityReport") -> str:
@@ -174,9 +373,70 @@ def _nearness(near: Neighbours) -> str:
     share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
     if closer <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
         return f"Far from all training rows, as far as noise, so that memorisation is no question: {share}."
+    if closer <= 0.02 and _lost(near):
+        return f"Farther from training rows than real ones are, and no copies: {share}."
     if closer <= 0.02:
         return f"No sign of memorisation: {share}."
     return f"Near-copies of training rows: {share}." if closer < 0.5 else f"Training rows are memorised: {share}."
+
+
+def _ending(report: "FidelityReport") -> str:
+    rate, rows = report.terminal_rate, report.terminal_rows
+    line = f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows"
+    if measures.by_chance(rate, rows) >= _RARE:
+        return f"{line}: no more apart than chance sets them."
+    if not _another_share(rate, rows):
+        return f"{line}: apart by more than chance, though within twice and half."
+    times = f", {_times(rate)} as many" if rate.synthetic > rate.real > 0 else ""
+    return f"Another rate{times}: {line}, which is not by chance."
+
+
+def _acting(report: "FidelityReport") -> str:
+    outside, bound = report.actions_outside, report.actions_at_bound
+    line = (
+        "No action is outside its bounds"
+        if outside.synthetic == 0
+        else f"{outside.synthetic:.3%} of synthetic rows have an action outside its bounds, {outside.real:.3%} of the "
+        "training rows"
+    )
+    line += (
+        f"; {bound.synthetic:.2%} of synthetic rows have one exactly on a bound, {bound.real:.2%} of the training rows"
+    )
+    return f"Another share at the bounds: {line[0].lower()}{line[1:]}." if _odd_atoms(report) else f"{line}."
+
+
+def _dynamics(report: "FidelityReport") -> str:
+    """By the simulator, or by the regressor, with why not by the simulator."""
+    if report.dynamics is not None and math.isfinite(report.dynamics.median.synthetic):
+        return _obeys(report.dynamics)
+    why = report.no_simulator.rstrip(".")
+    why = why if report.dynamics is None else "no row's observation gives its whole state"
+    line = f"Not measured by a simulator: {why}."
+    return line if report.learned is None else f"{line} {_follows(report.learned)}"
+
+
+def _follows(learned: LearnedError) -> str:
+    """What the regressor says."""
+    if not math.isfinite(learned.following.synthetic):
+        return (
+            f"A regressor fitted on real rows is not asked either: {learned.within.synthetic:.0%} of the rows' states "
+            f"are within its reach, {learned.within.real:.0%} of unseen real ones."
+        )
+    following, reward = learned.following, learned.reward
+    line = (
+        f"The median row's s' is {following.synthetic:.2g} from what a regressor fitted on real rows foretells, "
+        f"an unseen real row's {following.real:.2g} (\"s' = s\": {learned.standing_still:.2g}), its reward "
+        f"{reward.synthetic:.2g} and {reward.real:.2g}"
+    )
+    shares = [
+        f"{made.value:.0%} of {what} (in real rows {real.value:.0%})"
+        for (made, real), what in ((learned.acts, "what actions do"), (learned.pays, "the rewards"))
+        if math.isfinite(made.value) and math.isfinite(real.value)
+    ]
+    line += f"; of what it foretells there is {' and '.join(shares)}." if shares else "."
+    if learned.within.synthetic < 0.5:
+        line += f" It was asked about the {learned.within.synthetic:.0%} of rows whose states are within its reach."
+    return line
 
 
 def _obeys(steps: DynamicsError) -> str:
@@ -188,7 +448,7 @@ def _obeys(steps: DynamicsError) -> str:
         f"The median row misses the simulator's s' by {model:.2g} {UNIT} (a step changes it by {step:.2g}) and its "
         f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
     )
-    if model > step / 3 and world <= 0.1 * step:
+    if model > step * THIRD and world <= 0.1 * step:
         line = f"Does not obey the simulator. {line}"
     if world > 0.1 * step:
         return f"{line} But real rows miss it by {world:.2g}: it is not the simulator they come from."

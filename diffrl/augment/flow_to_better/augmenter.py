@@ -202,7 +202,7 @@ class FlowToBetter(Augmenter):
         self._dynamics, why = data.dynamics()
         if self._dynamics is None and self._bound is not None:
             raise UserError(
-                f"--max-dynamics-error needs the simulator. {why or 'No environment is known: give --env.'}"
+                f"--max-dynamics-error needs the simulator: {why or 'no environment is known, give --env.'}"
             )
         self.together = horizon - 1
         self.samples = TRAJECTORIES * self.together

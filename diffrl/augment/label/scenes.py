@@ -179,7 +179,10 @@ def _scene(task: Task, simulator: gymnasium.Env[Any, Any]) -> tuple[Scene, str]:
     if env_id.startswith(WALKS) and not changed:
         return WalkScene(own), f"the maze of {env_id} from above"
     if changed or why_none(env_id) is not None:
-        return Scene(), f"plots of the columns, since the observation of {env_id} does not give its simulator's state"
+        return (
+            Scene(),
+            f"plots of the columns, since the observation of {env_id} is not known to give its simulator's state",
+        )
     if isinstance(own, Maze2dEnv):
         return MazeScene(own.maze), f"the maze of {env_id} from above"
     return RobotScene(own), f"{env_id} from the side"

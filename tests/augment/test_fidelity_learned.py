@@ -1,0 +1,180 @@
+"""Verdicts as laws: sound rows are never accused, broken ones always, by the name of what is wrong with them."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fidelity import FAULTS, Data, as_rows, pendulum, report_on
+
+from diffrl.augment.fidelity.learned import FEWEST, NEAR, REACH, Floats, Slope, learned_error
+from diffrl.augment.fidelity.measures import Pair
+from diffrl.augment.fidelity.verdicts import findings, lacking, look_first, uselessness, verdict_of
+from diffrl.augment.synther.augmenter import synther
+from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.data import d4rl
+from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
+
+SIZES = (1_000, 500, 1_000)
+"""Training, held-out and synthetic rows."""
+NAMES = {
+    "actions of other rows": "ctions do not lead to their next states",
+    "rewards of other rows": "ewards are not those of their states and actions",
+    "s' of other rows": "ext states",
+    "s' = s": "ext states are not those of their states",
+}
+"""What each fault is called, in the overall line."""
+WORLDS = [(0.0, False), (1.0, False), (0.0, True), (1.0, True)]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[tuple[float, bool, int], Data]:
+    return {}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("noise", "controlled"), WORLDS, ids=["random", "noisy", "controlled", "controlled, noisy"])
+def test_sound_rows_are_never_accused_and_broken_ones_always(
+    worlds: dict[tuple[float, bool, int], Data], noise: float, controlled: bool, fault: str, seed: int
+) -> None:
+    """Of a deterministic world and a noisy one, under random actions and such as follow from the state."""
+    key = (noise, controlled, seed)
+    if key not in worlds:
+        worlds[key] = pendulum(seed, sum(SIZES), noise, controlled)
+    report = report_on(worlds[key], fault, seed, SIZES)
+    verdict = verdict_of(report)
+    if fault == "sound":
+        assert verdict.word == NO_FAULT, verdict.sentence
+        assert findings(report) == []
+    else:
+        assert verdict.word == USELESS, verdict.sentence
+        assert NAMES[fault] in verdict.sentence
+    assert verdict.sentence.endswith("(Dynamics: by a regressor fitted on real rows, not by a simulator.)")
+    assert "Not measured by a simulator: none is known" in report.verdicts["dynamics"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_another_recording_of_the_same_policy_is_sound(seed: int) -> None:
+    """Its dynamics are: of other episodes, which are few, and so another distribution."""
+    train, other = (pendulum(start, sum(SIZES), 0.0, False).rows for start in (seed, seed + 100))
+    data = Data(np.concatenate([train[: sum(SIZES[:2])], other[: SIZES[2]]]), 3, 1, (-2, 2))
+    report = report_on(data, "sound", seed, SIZES)
+    found = [finding.text for finding in findings(report) if finding.measure == "dynamics"]
+    assert found == []
+    assert report.learned is not None
+    assert report.learned.acts[0].value == pytest.approx(1, abs=0.05)
+
+
+def linear(n: int, seed: int, noise: float) -> Floats:
+    """Rows [s, a, r, s', terminal] with s' = s + a / 2 + noise and r = s: two columns of state, two of action."""
+    rng = np.random.default_rng(seed)
+    s, a = rng.standard_normal((n, 2)), rng.uniform(-1, 1, (n, 2))
+    following = s + a / 2 + noise * rng.standard_normal((n, 2))
+    return np.concatenate([s, a, s[:, :1], following, np.zeros((n, 1))], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_slope_is_the_share_of_rows_whose_actions_count(share: float) -> None:
+    """Whatever noise is on s'. Of the other rows actions are shuffled; within four standard errors."""
+    fit, fresh, made = (linear(n, seed, 0.3) for n, seed in ((2_000, 0), (1_500, 1), (1_500, 2)))
+    kept = round(share * len(made))
+    made[kept:, 2:4] = np.random.default_rng(3).permutation(made[kept:, 2:4])
+    found = learned_error(fit, made, fresh, 2, 2, 0)
+    assert found is not None
+    (acts, real), (pays, _) = found.acts, found.pays
+    assert real.value == pytest.approx(1, abs=4 * real.error + 0.05)
+    assert acts.value == pytest.approx(share, abs=4 * acts.error + 0.05)
+    assert pays.value == pytest.approx(1, abs=0.05)
+    assert found.within.synthetic == pytest.approx(found.within.real, abs=0.03)
+    assert found.within.real >= REACH
+
+
+def test_what_lies_beyond_its_reach_is_not_judged() -> None:
+    """Rows far from all that it was fitted on: it would extrapolate."""
+    fit, fresh, made = (linear(n, seed, 0.0) for n, seed in ((1_000, 0), (500, 1), (500, 2)))
+    made[:, 0] += 100
+    made[:, 5] += 100
+    found = learned_error(fit, made, fresh, 2, 2, 0)
+    assert found is not None
+    assert found.within.synthetic == 0
+    assert math.isnan(found.following.synthetic)
+    assert math.isnan(found.acts[0].value)
+
+
+@pytest.mark.parametrize(("off", "within"), [(0.5 * NEAR, 1.0), (4 * NEAR, 0.0)])
+def test_dense_real_rows_reach_a_little_further_than_they_lie(off: float, within: float) -> None:
+    """As on a limit cycle, where no model meets the real states as closely as they meet each other."""
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 2 * np.pi, 3_000)
+    s, a = np.stack([np.cos(angle), np.sin(angle)], 1), rng.uniform(-1, 1, (3_000, 2))
+    rows = np.concatenate([s, a, s[:, :1], s + a / 2, np.zeros((3_000, 1))], 1).astype(np.float32)
+    made = rows[2_500:].copy()
+    made[:, :2] *= 1 + off * np.sqrt(2) / np.linalg.norm(s[2_500:] / s.std(0), axis=1, keepdims=True)
+    found = learned_error(rows[:2_000], made, rows[2_000:2_500], 2, 2, 0)
+    assert found is not None
+    assert found.within == pytest.approx((within, 1.0), abs=0.02)
+
+
+def test_few_rows_are_not_asked_about() -> None:
+    fit, fresh = linear(500, 0, 0.0), linear(FEWEST - 1, 1, 0.0)
+    assert learned_error(fit, fit, fresh, 2, 2, 0) is None
+    assert learned_error(fit, fresh, fit, 2, 2, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("made", "real", "lacks"),
+    [
+        (Slope(0.1, 0.05), Slope(1.0, 0.05), True),
+        (Slope(0.9, 0.01), Slope(1.0, 0.01), False),  # surely less, but enough
+        (Slope(0.1, 0.3), Slope(1.0, 0.05), False),  # perhaps
+        (Slope(0.0, 0.01), Slope(0.1, 0.1), False),  # real rows have nothing of it
+        (Slope(math.nan, math.nan), Slope(math.nan, math.nan), False),
+    ],
+)
+def test_rows_lack_what_is_foretold_where_that_is_sure(made: Slope, real: Slope, lacks: bool) -> None:
+    assert lacking(made, real, 0.5) == lacks
+
+
+def test_rows_elsewhere_are_to_be_looked_at() -> None:
+    """Real steps from states that the data hardly have: none of them is wrong."""
+    data = pendulum(0, 6_000, 0.0, False)
+    slow = np.abs(data.rows[:, 2]) < np.quantile(np.abs(data.rows[:, 2]), 0.4)
+    rows = np.concatenate([data.rows[slow][:1_500], data.rows[~slow][:1_000]])
+    report = report_on(data._replace(rows=rows), "sound", 0, SIZES)
+    assert verdict_of(report).word != NO_FAULT
+    assert any("of states are near those of the data" in text for text in look_first(report))
+    assert not any("do not lead" in text for text in uselessness(report))
+
+
+def test_steered_rows_may_lie_elsewhere() -> None:
+    report = report_on(pendulum(0, sum(SIZES), 0.0, False), "sound", 0, SIZES)
+    assert report.learned is not None
+    few = replace(report, learned=replace(report.learned, within=Pair(0.2, 0.95)))
+    assert look_first(few) == ["20% of states are near those of the data, of unseen real ones 95%"]
+    assert look_first(replace(few, steered=True)) == []
+    assert "It was asked about the 20% of rows" in few.verdicts["dynamics"]
+
+
+@pytest.mark.slow
+def test_a_model_comes_out_as_it_deserves(tmp_path: Path) -> None:
+    """Of ten steps it is useless, at whatever width; of some thousand nothing is wrong but what clipping makes."""
+    real = pendulum(0, 4_000, 0.0, False)
+    source = d4rl.write(tmp_path / "real.hdf5", as_rows(real.rows, real))
+
+    def verdict(width: int, steps: int) -> Verdict:
+        out = tmp_path / f"{width}-{steps}.hdf5"
+        model = SynthERConfig(width=width, steps=steps, batch_size=256)
+        sampling = Sampling("dpmpp2m", sampling_steps=32)
+        synther(str(source), out, env="Pendulum-v1", samples=4_000, model=model, sampling=sampling, quiet=True)
+        found = Verdict.of(d4rl.read(out, action_limit=None).metadata)
+        assert found is not None
+        return found
+
+    for width in (32, 128):
+        assert verdict(width, 10).word == USELESS
+    trained = verdict(128, 4_000)
+    assert trained.word in (NO_FAULT, LOOK_FIRST), trained.sentence
+    assert trained.word == NO_FAULT or trained.sentence.startswith("Look first: actions on a bound"), trained.sentence
