@@ -41,6 +41,7 @@ def test_a_file_is_judged_as_its_rows_are(folder: Path, tmp_path: Path, capsys: 
     assert "--steps" not in said  # of which nothing is known here
     for name in ("sound", "broken"):
         assert sorted(file.name for file in (tmp_path / name).iterdir()) == sorted(FILES)
+        assert str(folder) not in (tmp_path / name / "fidelity.html").read_text()  # it is made to be given to others
     verdicts = json.loads((tmp_path / "broken" / "fidelity.json").read_text())["verdicts"]
     assert verdicts["dynamics"].startswith("Not measured by a simulator: nobody has checked whether the observation of")
 
