@@ -49,12 +49,6 @@ class Origin:
         """Whether the data set is on this machine; one of another package is taken to be."""
         return self.path is None or self.path.exists()
 
-    @property
-    def short_name(self) -> str:
-        """The name without the folders of this machine, for what others are to read; of a path its last part."""
-        of_path = self.kind == "file" or Path(self.name).expanduser().is_absolute()
-        return Path(self.name).name if of_path and "://" not in self.name else self.name
-
 
 def cached_path(benchmark_id: str, rows: int | None = None, seed: int = 0) -> Path:
     """Where a D4RL data set is kept: `<data directory>/d4rl/ID.hdf5`.
@@ -188,8 +182,9 @@ def whereabouts(dataset: str) -> str:
 
 
 def called(dataset: str) -> str:
-    """A data set's name as results show it: of a path, what it ends in."""
-    return Path(dataset).name if Path(dataset).is_absolute() or address_of(dataset) is not None else dataset
+    """A data set's name as results show it: of an address, or a path that begins at a root, what it ends in."""
+    path = path_of(dataset).expanduser()
+    return path.name if path.is_absolute() or address_of(dataset) is not None else dataset
 
 
 def load_dataset(

@@ -46,7 +46,7 @@ from diffrl.support.stopping import Interrupted, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Loop, NoEvaluations, NoRecord
-from envs.datasets import load_dataset, locate
+from envs.datasets import called, load_dataset
 from envs.rows import first_rows
 from envs.task import capped, data_limit, open_task
 
@@ -385,7 +385,7 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
         "description": f"{n} synthetic transitions, {augmenter.described}" + (f", after {before}" if appended else ""),
         SYNTHETIC_ROWS: n + (source - real if appended else 0),
         REAL_ROWS: real if appended else 0,
-        "source": locate(request.dataset).short_name,
+        "source": called(request.dataset),
         SOURCE_ROWS: source,
         "source_sha256": fingerprint,
         "return_range": np.array(returns),
@@ -484,7 +484,7 @@ def _report(
     if augmenter.remark():
         notes.append(augmenter.remark())
     found = dataclasses.replace(found, notes=(*found.notes, *notes))
-    title = f"{len(synthetic):,} synthetic transitions beside {locate(str(real.metadata['dataset'])).short_name}"
+    title = f"{len(synthetic):,} synthetic transitions beside {called(str(real.metadata['dataset']))}"
     write_report(found, train, synthetic, folder, title)
     verdict = verdict_of(found)
     if not quiet:

@@ -90,7 +90,7 @@ def load(path: Path) -> FinetuneConfig:
     """
     values = dict(read_yaml(path))
     schema = schema_of(values.get("algo"))
-    if not {"reward", "held_out", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
+    if not {"reward", "model"} & values.keys() and (reward := getattr(schema, "reward", None)) is not None:
         values["reward"] = reward  # a file is no first look
     unread = {name for other in ALGORITHMS.values() for name in other.options()}.difference(schema.options())
     config = read(schema, {n: v for n, v in values.items() if v is not None and n not in unread}, str(path))

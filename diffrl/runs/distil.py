@@ -42,7 +42,7 @@ from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, stud
 from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
 from diffrl.tuning.owned import OwningTrainer
 from diffrl.tuning.target import forward_policy, refuse_chunks
-from envs.datasets import locate
+from envs.datasets import called
 from envs.task import score_word
 
 RESULT, PICTURE = "distil.json", "distil.png"
@@ -380,7 +380,7 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
     if scored:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), frameon=False)
-    title = f"{settings.to} of {settings.start_run.name} on {locate(run.config.dataset).short_name}{_error(rows)}"
+    title = f"{settings.to} of {settings.start_run.name} on {called(run.config.dataset)}{_error(rows)}"
     figure.suptitle("\n".join(textwrap.wrap(title, 120 if scored else 75)), fontsize=11)
     save(figure, run.path / PICTURE)
 

@@ -67,18 +67,20 @@ def _note(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
 
-def _again() -> None:
-    """Raise Stopped soon: it was raised in a finaliser, out of which nothing is, and Python would print it."""
-    if not hasattr(signal, "setitimer"):
-        return
+def _again() -> threading.Timer:
+    """Have the signal come once more, in a moment; give what would call it off.
 
-    def raise_it(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGALRM, usual)
-        if _blocks and _blocks[-1].at_once:
-            raise Stopped
-
-    usual = signal.signal(signal.SIGALRM, raise_it)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    For one that has met a finaliser, out of which nothing is raised: Python prints that, and goes on.
+    """
+    for known in _usual:
+        signal.signal(known, _note)
+    main = threading.main_thread().ident
+    assert main is not None
+    send, target = (signal.pthread_kill, [main]) if hasattr(signal, "pthread_kill") else (signal.raise_signal, [])
+    timer = threading.Timer(TWICE / 10, send, [*target, signal.SIGINT])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 @contextmanager
@@ -94,10 +96,17 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
         return
     block, outermost = _Block(at_once, bool(_blocks) and _blocks[-1].received), not _blocks
     previous: dict[signal.Signals, Any] = {}
-    unraisable = sys.unraisablehook
+    unraisable, timers = sys.unraisablehook, list[threading.Timer]()
+
+    def hook(given: Any) -> None:
+        if given.exc_type is Stopped:
+            timers.append(_again())
+        else:
+            unraisable(given)
+
     try:
         if outermost:
-            sys.unraisablehook = lambda given: _again() if given.exc_type is Stopped else unraisable(given)
+            sys.unraisablehook = hook
             previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
             # What was set outside of Python reads as None, and cannot be set again.
             known = {number: signal.SIG_DFL if deadly or usual is None else usual for number, usual in previous.items()}
@@ -109,10 +118,13 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
     finally:
         _blocks.remove(block)
         if outermost:
+            for timer in timers:
+                timer.cancel()
             for number, usual in previous.items():
                 signal.signal(number, _usual[number] if usual is None else usual)
             _usual.clear()
-            sys.unraisablehook = unraisable
+            if sys.unraisablehook is hook:
+                sys.unraisablehook = unraisable
 
 
 @contextmanager

@@ -167,6 +167,8 @@ def test_a_benchmark_and_minari(
     assert loaded.env_spec.id == "maze2d-umaze-v1"
     ours = minari.read("test/synthetic-v0")
     assert set(np.unique(ours.rewards)) <= {0.0, 1.0}  # a sparse reward stays one
+    minari.write("walk-v0", hopper_like())  # an id without a namespace is told by its prefix alone
+    assert synther("minari:walk-v0", tmp_path / "walk.hdf5", samples=150, **TINY).is_file()
     out = synther("test/synthetic-v0", tmp_path / "again.hdf5", samples=64, report=False, **TINY)
     assert len(d4rl.read(out)) == 64
 

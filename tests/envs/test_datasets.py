@@ -15,6 +15,7 @@ from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, fetching, registry
+from envs.datasets import called
 from envs.rows import first_rows
 
 
@@ -363,3 +364,19 @@ def test_of_two_who_need_a_data_set_that_is_missing_one_generates_it(
     assert np.array_equal(first.observations, second.observations)
     assert "Waiting for another process" in capsys.readouterr().err
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("hopper-medium-v2", "hopper-medium-v2"),
+        ("mujoco/hopper/expert-v0", "mujoco/hopper/expert-v0"),
+        ("minari:walk-v0", "minari:walk-v0"),
+        ("/home/me/rollouts.hdf5", "rollouts.hdf5"),
+        ("~/rollouts.hdf5", "rollouts.hdf5"),
+        ("file:///home/me/rollouts.hdf5", "rollouts.hdf5"),
+        ("s3://bucket/of/mine/rollouts.hdf5", "rollouts.hdf5"),
+    ],
+)
+def test_results_name_data_without_the_folders_of_a_machine(name, short):
+    assert called(name) == short

@@ -73,6 +73,8 @@ def test_a_file_that_names_little_is_no_first_look(tmp_path: Path) -> None:
     found = load(tmp_path / "small.yaml")
     assert found == FinetuneConfig(algo="draft", queries=100, reward=DRaFTConfig.reward)
     assert found.lr == DRaFTConfig.lr != FIRST_LOOK["lr"]
+    (tmp_path / "held.yaml").write_text("algo: draft\nqueries: 100\nheld_out: png\n")
+    assert load(tmp_path / "held.yaml") == dataclasses.replace(found, held_out="png")
 
 
 def test_what_an_old_run_was_told_is_kept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ class Stops:
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
+        time.sleep(0.5)
 
 
 def test_a_stop_in_a_finaliser_is_raised_after_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +35,31 @@ def test_a_stop_in_a_finaliser_is_raised_after_it(capsys: pytest.CaptureFixture[
     assert time.monotonic() - before < 10
     assert "Exception ignored" not in capsys.readouterr().err
     assert sys.unraisablehook is hook
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="this system has no alarms")
+def test_a_stop_in_a_finaliser_takes_nothing_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alarm that is set rings; a hook that is set in the block stays; after the block no signal comes."""
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+    def own(given: Any) -> None:
+        pass
+
+    try:
+        signal.alarm(2)
+        with stop_signals(at_once=True):
+            thing = Stops()
+            del thing
+            sys.unraisablehook = own
+        deadline = time.monotonic() + 20
+        while not rung and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert rung == [signal.SIGALRM]
+    assert sys.unraisablehook is own
 
 
 def test_what_else_fails_in_a_finaliser_is_printed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import DataError
 from diffrl.support.folder import spare
 from diffrl.support.seeds import check_seed
-from envs.datasets import load_dataset, locate
+from envs.datasets import called, load_dataset
 
 FILES = ("fidelity.json", "fidelity.png", "fidelity.html")
 """What a report is written to."""
@@ -72,8 +72,7 @@ def fidelity_of(
         steered=steered,
         no_simulator=why or UNKNOWN,
     )
-    names = (locate(name).short_name for name in (synthetic, real))
-    write_report(report, real_rows, made, folder, f"{len(made):,} rows of {' beside '.join(names)}")
+    write_report(report, real_rows, made, folder, f"{len(made):,} rows of {called(synthetic)} beside {called(real)}")
     if not quiet:
         say(report, helps=False)
         console.print(f"Written: {folder / 'fidelity.html'}", markup=False, highlight=False)

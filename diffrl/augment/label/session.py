@@ -13,11 +13,11 @@ import numpy as np
 
 from diffrl.augment.label.scenes import JSON, Scene, drawn
 from diffrl.augment.label.worth import CANDIDATES, LEAST, LabelModels, Worth
-from diffrl.data.config import HDF5_SUFFIXES
 from diffrl.data.offline import Ints, OfflineDataset
 from diffrl.data.preferences import LabelledPairs, draw_pairs, segment_starts
 from diffrl.support.errors import UserError, shown
 from diffrl.support.seeds import mix
+from envs.datasets import called
 
 EVERY = 10
 """Labels between two reward models; with active choice, pairs that are chosen by one model."""
@@ -84,9 +84,8 @@ class Session:
         """
         with self._points_lock:
             points = [self._worth[n] for n in sorted(self._worth) if n <= len(self.labels)]
-        name = self.labels.dataset
         return {
-            "dataset": Path(name).name if name.endswith(HDF5_SUFFIXES) else name,
+            "dataset": called(self.labels.dataset),
             "labels": len(self.labels),
             "pairs": self._pairs,
             "worth": [list(point) for point in points],
