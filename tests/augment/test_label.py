@@ -88,6 +88,7 @@ def test_a_robot_is_drawn_where_the_simulator_has_it(env_id: str) -> None:
     capsules = env.model.geom_type == mujoco.mjtGeom.mjGEOM_CAPSULE
     scene = RobotScene(env)
     found = scene.frames(observations)
+    assert scene.about()["note"] == "forward is to the right"
     ends, root = np.array(found["frames"]), np.array(found["root"])
     # MuJoCo's geometry after a step is that before its last integration: it is taken of the state again.
     for step, observation in enumerate(observations):

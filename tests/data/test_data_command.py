@@ -506,6 +506,15 @@ def test_convert_to_an_unknown_kind_is_the_user_s_error(make, tmp_path, target):
         Convert(str(source), target).run()
 
 
+@pytest.mark.parametrize(("scale", "shown"), [(1, "30.0"), (1e26, "3e+27")])
+def test_info_shows_returns_of_any_size_in_a_table(make, tmp_path, capsys, scale, shown):
+    dataset = make([30, 30], "tt")
+    dataset = replace(dataset, rewards=np.full(60, scale, np.float32))
+    Info(str(d4rl.write(tmp_path / "a.hdf5", dataset))).run()
+    line = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("return"))
+    assert line[1:7] == [shown] * 6
+
+
 def odd(folder: Path, name: str) -> Path:
     """One of the odd files of `tests.data.pendulum`, of two episodes."""
     with h5py.File(folder / f"{name}.hdf5", "w") as file:
@@ -518,6 +527,7 @@ def odd(folder: Path, name: str) -> Path:
     ("name", "env", "code", "text"),
     [
         ("wide_actions", None, 1, "Name the environment they are from (--env ID)"),
+        ("wide_actions", None, 1, "without one, store them in metadata/action_low and metadata/action_high."),
         ("wide_actions", "Pendulum-v1", 0, "No problems found."),
         ("unit_actions", "Pendulum-v1", 0, "--actions normalised"),
         ("no_marks_next", "Pendulum-v1", 0, "counted by the limit, 2 episodes"),

@@ -405,6 +405,8 @@ def test_errors_are_named_where_there_are_some(
 
     def saved(figure: Any, path: Path) -> None:
         titles.append(figure.get_suptitle())
+        places = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() in ("o", "*")]
+        assert len(set(places)) == len(places) >= 5  # none hides another
         save(figure, path)
 
     monkeypatch.setattr(runs_distil, "save", saved)
