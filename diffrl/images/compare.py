@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffrl.images.config.base import NOTHING
 from diffrl.images.run import (
     HELD_OUT_PART,
     PANELS,
@@ -33,6 +34,8 @@ COLOURS = (BLUE, ORANGE, GREEN, "#a64d9c", "#c0392b", "#5d6d7e", "#7d6608", "#17
 """The colours of runs, in turn."""
 OTHER_REWARDS = "The runs have different rewards: where one is higher than another says nothing."
 """What the page says of runs whose rewards differ."""
+OTHER_HELD_OUT = "The runs hold out different rewards: where one of these is higher than another says nothing."
+"""What it says of runs whose held-out rewards differ."""
 OTHER_MODELS = "The runs began with different models: what is measured before training differs, and so may the images."
 """What it says of runs whose models differ."""
 OTHER_IMAGES = (
@@ -189,7 +192,9 @@ def _differences(runs: Sequence[FinetuneRun]) -> list[str]:
     said = []
     if len({run.config.scored_by for run in runs}) > 1:
         said.append(OTHER_REWARDS)
-    if len({run.config.model for run in runs}) > 1:
+    if len({run.config.held_out for run in runs} - {None, NOTHING}) > 1:
+        said.append(OTHER_HELD_OUT)
+    if len({(run.config.model, run.config.adapter) for run in runs}) > 1:
         said.append(OTHER_MODELS)
     measured = [_sampled_by(run) for run in runs]
     differ = [name for name in (*SAMPLING, "prompts") if len({of[name] for of in measured}) > 1]
@@ -202,6 +207,7 @@ def _sampled_by(run: FinetuneRun) -> dict[str, Any]:
     """What the images of a run's evaluations are made by: as `run.json` has it, of older runs as its settings have."""
     before = run.about().get(MEASURED_BY)
     measured = run.measured_by | (before if isinstance(before, dict) else {})
+    measured.setdefault("prompts", str(run.config.prompts))  # of an older run, whose file is gone
     # The built-in digits have a built-in model's own prompts.
     prompts = [None if (of := measured.get(name)) == "digits" else of for name in ("prompts", "data", "pairs")]
     return {**{name: measured.get(name) for name in SAMPLING}, "prompts": str(prompts)}

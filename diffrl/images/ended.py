@@ -6,7 +6,7 @@ from pathlib import Path
 from diffrl.images.config.base import CONFIG
 from diffrl.images.model import NotFinite
 from diffrl.images.run import FILES, FinetuneRun
-from diffrl.images.samples import LostProcess
+from diffrl.images.samples import LostProcess, RunState
 from diffrl.support import failure
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError, counted
@@ -14,11 +14,13 @@ from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
 
 
-def stopped(path: Path) -> str:
-    """What is kept of a run that ends, and how to go on: two sentences."""
-    saved = checkpoint.steps(path)
-    made = counted(saved[-1] if saved else 0, "rounds")
-    return f"Stopped after {made}; saved. Go on with `diffrl resume {path}`."
+def stopped(path: Path, made: int | None = None) -> str:
+    """What is kept of a run that ends after `made` rounds, and how to go on. None: all that were made are saved."""
+    saved = max(checkpoint.steps(path), default=0)
+    go_on = f"Go on with `diffrl resume {path}`."
+    if made is not None and made > saved:
+        return f"{counted(made, 'rounds')} had been made; the last that is saved is {saved}. {go_on}"
+    return f"Stopped after {counted(saved, 'rounds')}; saved. {go_on}"
 
 
 def kept(path: Path) -> str:
@@ -27,24 +29,24 @@ def kept(path: Path) -> str:
     return f"Nothing saved is lost: `diffrl resume {path}` goes on after round {saved[-1]}" if saved else ""
 
 
-def explain(error: UserError, path: Path, updates: int, begun: bool) -> None:
-    """Add to an error that ends a run, with so many updates made, what its folder holds and how to go on.
+def explain(error: UserError, path: Path, state: RunState | None) -> None:
+    """Add to an error that ends a run what its folder holds and how to go on.
 
-    begun: whether its rounds had begun; a run that cannot even be opened is not told to go on. What another process has
-    met is explained there.
+    state: of its rounds; None: they had not begun. A run that cannot even be opened is not told to go on. What another
+    process has met is explained there.
     """
     if isinstance(error, LostProcess):
         return
-    nothing = _nothing(path)
+    nothing, updates = _nothing(path), 0 if state is None else state.updates
     if isinstance(error, DivergedError) and not nothing:
         if not updates:  # what is wrong was so before
             return
         failure.keep(path, str(error))
         more = _last_good(error, path, updates)
     else:
-        more = nothing or (stopped(path) if begun else "")
+        more = nothing or ("" if state is None else stopped(path, state.round))
     if more:
-        error.args = (f"{error} {more}",)
+        error.args = (f"{error.args[0] if error.args else error} {more}",)
 
 
 def _nothing(path: Path) -> str:

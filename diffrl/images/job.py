@@ -53,6 +53,7 @@ from diffrl.support.stopping import Stopped, at_once, ended_by_stop, going_on, s
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
 from diffrl.training.logs import MetricsLog
+from diffrl.training.loop import DivergedError
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints, besides those of evaluations."""
@@ -199,7 +200,7 @@ class _Session:
                     asking.enter_context(human.opened(path, self.config.rounds - self.state.round, self.state.round))
                 self._train(log)
         except UserError as error:
-            ended.explain(error, path, self.state.updates, begun)
+            ended.explain(error, path, self.state if begun else None)
             raise
         self._finish()
         return path
@@ -311,7 +312,10 @@ class _Session:
                     log.write(state.round, {n: [v] for n, v in {**metrics, "queries": state.queries}.items()})
 
     def _round(self, saved: bool) -> Metrics:
-        """Make a round. A stop in it leaves a checkpoint of before; there is one already where it is `saved`."""
+        """Make a round. A stop in it, or a reward that fails, leaves a checkpoint of before, if that is not `saved`.
+
+        Not a round that diverges: its images may be of a model that has.
+        """
         if self.world.size > 1:  # which stop between rounds, all after the same one
             return self.tuner.advance()
         number = self.state.round
@@ -322,8 +326,8 @@ class _Session:
         try:
             with at_once():
                 return self.tuner.advance()
-        except Stopped:
-            if not saved:
+        except (Stopped, UserError) as error:
+            if not saved and not isinstance(error, DivergedError):
                 self._save(number, tensors, info)
             raise
 

@@ -121,7 +121,7 @@ class FinetuneRun:
         if not asks_a_person(getattr(self.config, "reward", None)):
             return self.history
         without = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history]
-        preferred = any(entry.get("reward") for entry in self.history[-1:])
+        preferred = any(map(_preferring, self.history[-1:]))
         return without[:-1] + (self.history if preferred else without)[-1:]
 
     @property
@@ -185,6 +185,11 @@ class FinetuneRun:
 def _by_votes(measure: str) -> bool:
     """Whether a measure of a run that asks a person goes by the votes."""
     return measure == "reward" or measure.startswith(f"{PART}human")
+
+
+def _preferring(entry: dict[str, Any]) -> bool:
+    """Whether votes have preferred an image of an evaluation by then; where they have not, all scores by them are 0."""
+    return any([value for name, value in entry.items() if name.startswith(f"{PART}human")] or [entry.get("reward")])
 
 
 def drop_model(path: Path) -> None:
@@ -273,8 +278,7 @@ def decimals(value: float) -> str:
 def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
     n, what = config.seen(entry["round"], entry["queries"])
-    # Before the first round nobody has voted; where no vote has preferred an image all scores are 0.
-    voted = not asks_a_person(config.scored_by) or (entry["round"] > 0 and entry.get("reward") != 0)
+    voted = not asks_a_person(config.scored_by) or (entry["round"] > 0 and _preferring(entry))
     names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
     shown = "  ".join(f"{name.replace('_', ' ')} [bold]{decimals(entry[name])}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"

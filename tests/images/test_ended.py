@@ -1,11 +1,17 @@
 """A run that ends before its time says what its folder holds: a checkpoint to go on from, or nothing yet."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffrl.cli import main
+from diffrl.images.ended import explain, stopped
+from diffrl.images.samples import RunState
+from diffrl.support.errors import UserError
 from diffrl.support.failure import error_of
+from diffrl.training import checkpoint
 from tests.images.test_command import SMALL, mistake
 from tests.images.test_divergence import mistake_of_training
 
@@ -29,6 +35,40 @@ def test_a_server_that_fails_leaves_a_run_that_goes_on(quick: Path, capsys: pyte
     assert "ConnectionError: the server is gone" in said
     assert said.endswith(" Stopped after 1 round; saved. Go on with `diffrl resume run`.")
     assert main(["resume", "run"]) == 0
+
+
+def test_rounds_between_evaluations_are_not_lost_with_a_server(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its third round of four, none of which is evaluated: the run goes on after two, as if nothing had failed."""
+    Path("rewards.py").write_text(REWARDS.format(last=4))
+    words = ["finetune", *SMALL, "--reward", "python:rewards.py#server", "--queries", "64", "--eval-every", "4"]
+    said = mistake([*words, "--out", "run"], capsys)
+    assert said.endswith(" Stopped after 2 rounds; saved. Go on with `diffrl resume run`.")
+    assert main(["resume", "run"]) == 0
+    assert "Resuming after 2 rounds" in capsys.readouterr().err
+    assert main([*words, "--out", "straight"]) == 0
+    ours, theirs = (
+        next(Path(run, "model").rglob("diffusion_pytorch_model.safetensors")) for run in ("run", "straight")
+    )
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_what_is_not_saved_is_not_called_so(tmp_path: Path) -> None:
+    go_on = f"Go on with `diffrl resume {tmp_path}`."
+    assert stopped(tmp_path, 3) == f"3 rounds had been made; the last that is saved is 0. {go_on}"
+    assert stopped(tmp_path).startswith("Stopped after 0 rounds; saved.")
+
+
+def test_a_long_error_keeps_what_is_said_last(tmp_path: Path) -> None:
+    """It is shortened once, in its middle."""
+    (tmp_path / "finetune.yaml").write_text("")
+    (tmp_path / "evaluations.json").write_text("[]")
+    checkpoint.save(tmp_path, 0, {"x": torch.zeros(1)}, {})
+    error = UserError("long " * 1_000)
+    explain(error, tmp_path, RunState())
+    assert str(error).endswith(f"Go on with `diffrl resume {tmp_path}`.")
+    left_out = re.findall(r"([\d,]+) characters \.\.\.\]", str(error))
+    assert len(left_out) == 1
+    assert int(left_out[0].replace(",", "")) > 3_000
 
 
 def test_a_run_that_was_never_measured_says_what_its_folder_is(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:

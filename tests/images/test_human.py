@@ -351,6 +351,12 @@ def test_a_person_who_prefers_nothing_is_not_asked_whether_the_reward_looks(
     assert "Round 1: by the votes until then none of 16 images is better than another of its prompt" in said
     assert "2 of 2 rounds made no update: no vote preferred an image until then." in said
     assert "There is no reward: no vote has preferred an image." in said
+    words[words.index("human:2")] = "human:2 + 0.5*jpeg"  # as little of a sum with another reward
+    assert main([*words, "--out", "sum"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "There is no reward: no vote has preferred an image." in said
+    assert re.search(r"round +\d+ [^│]*images reward ", said) is None
+    assert "human:2 0.000" not in said.replace("│", " ").replace("  ", " ")
     assert "Does the reward look" not in said
     assert "images scored reward" not in said
     assert "\u2502 reward" not in said

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffrl.cli import main
 from diffrl.images import run as module
-from diffrl.images.compare import OTHER_MODELS, _panels, compare
+from diffrl.images.compare import OTHER_HELD_OUT, OTHER_MODELS, _panels, compare
 from diffrl.images.compare import page as page_of
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.models import load_model
@@ -169,6 +169,10 @@ def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> 
     assert counts_by([of["scored"], of["read"]]) == "round"
     compare([quick / "scored", quick / "other"], quick / "page.html")
     assert OTHER_MODELS in (quick / "page.html").read_text()
+    assert OTHER_HELD_OUT not in (quick / "page.html").read_text()
+    assert main(["finetune", *SMALL, "--held-out", "incompressible", "--queries", "16", "--out", "held"]) == 0
+    compare([quick / "scored", quick / "held"], quick / "page.html")
+    assert OTHER_HELD_OUT in (quick / "page.html").read_text()
     compare([quick / "scored", quick / "read"], quick / "page.html")
     page = (quick / "page.html").read_text()
     assert OTHER_MODELS not in page
