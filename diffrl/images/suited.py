@@ -14,12 +14,13 @@ from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.lists import read_prompts
 from diffrl.images.rewards.base import Reward, asks_a_person, grouped, parts_of
 from diffrl.images.rewards.registry import check
+from diffrl.images.rewards.votes_file import shape_of
 from diffrl.support.errors import UserError
 
 if TYPE_CHECKING:
     from diffrl.images.model import ImageModel
 
-MAKES = {"tiny-digits": (1, 8, 8), "tiny-emoji": (3, 32, 32)}
+MAKES = {"tiny-digits": (1, 8, 8), "tiny-latents": (1, 32, 32), "tiny-emoji": (3, 32, 32)}
 """The shapes (C, H, W) of the images of the built-in models."""
 DIGITS = ("digit", "digit-held-out")
 """The rewards that take an image for a handwritten digit, whatever it shows."""
@@ -66,8 +67,6 @@ def _kept_votes(spec: str) -> list[tuple[str, Path]]:
 
 def _refuse_other_images(option: str, votes: Path, model: str) -> None:
     """Raise UserError for votes about images of another size than the built-in model makes, and for what is none."""
-    from diffrl.images.rewards.human import shape_of
-
     made, seen = MAKES.get(base_of(model) or ""), shape_of(votes)
     if made is not None and seen is not None and made != seen:
         then, now = ("x".join(map(str, shape)) for shape in (seen, made))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ EDITED = ("config.yaml", "settings.yaml", "finetune.yaml")
 """Files that people edit on purpose."""
 _WITHOUT = "Restore it from a copy; or, if you know the other files to be sound, delete it."
 _said: set[str] = set()
+_turn = threading.RLock()
+"""Held while a folder's checksums are read to be written anew: the pages of votes write from a thread of theirs."""
 
 
 class Damaged(UserError):
@@ -314,8 +317,9 @@ def sealed(folder: Path) -> bool:
 
 def seal(folder: Path, names: Collection[str]) -> None:
     """Write the checksums of these files, of those that there are: when they have just been written, or had none."""
-    there = [name for name in names if (folder / name).is_file()]
-    _write_sums(folder, {name: [sha256(folder / name)] for name in there})
+    with _turn:
+        there = [name for name in names if (folder / name).is_file()]
+        _write_sums(folder, {name: [sha256(folder / name)] for name in there})
 
 
 def write(path: Path, data: bytes) -> None:
@@ -323,14 +327,15 @@ def write(path: Path, data: bytes) -> None:
 
     A kill at any moment leaves a folder that can be read: for a moment, the old content and the new one are both right.
     """
-    sums = _read_sums(path.parent)
-    if sums is not None:
-        new = digest(data)
-        _write_sums(path.parent, {**sums, path.name: [*sums.get(path.name, []), new]})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-    if sums is not None:
-        _write_sums(path.parent, {**sums, path.name: [new]})
+    with _turn:
+        sums = _read_sums(path.parent)
+        if sums is not None:
+            new = digest(data)
+            _write_sums(path.parent, {**sums, path.name: [*sums.get(path.name, []), new]})
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+        if sums is not None:
+            _write_sums(path.parent, {**sums, path.name: [new]})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -345,9 +350,10 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 def add(path: Path) -> None:
     """Take a file that has just been written into its folder's checksums, where the folder has them."""
-    sums = _read_sums(path.parent)
-    if sums is not None:
-        _write_sums(path.parent, {**sums, path.name: [sha256(path)]})
+    with _turn:
+        sums = _read_sums(path.parent)
+        if sums is not None:
+            _write_sums(path.parent, {**sums, path.name: [sha256(path)]})
 
 
 def accept(folder: Path) -> None:
@@ -392,9 +398,10 @@ def set_aside(path: Path) -> Path:
     """Rename a damaged file, so that a new one can be begun; give its new path."""
     aside = path.with_name(f"{path.name}.damaged")
     path.replace(aside)
-    sums = _read_sums(path.parent)
-    if sums is not None:
-        _write_sums(path.parent, {name: digests for name, digests in sums.items() if name != path.name})
+    with _turn:
+        sums = _read_sums(path.parent)
+        if sums is not None:
+            _write_sums(path.parent, {name: digests for name, digests in sums.items() if name != path.name})
     return aside
 
 

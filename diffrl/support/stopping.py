@@ -168,6 +168,15 @@ def check() -> None:
         raise Stopped
 
 
+def noted() -> Callable[[], bool]:
+    """What says, in any thread, whether a signal has come in the block that this is called in.
+
+    For waits that are worth nothing once it has, where a block only notes it. Of no signal outside of the main thread.
+    """
+    block = _block()
+    return lambda: block is not None and block.received
+
+
 def _block() -> _Block | None:
     """The innermost block, for the thread that signals reach."""
     return _blocks[-1] if _blocks and threading.current_thread() is threading.main_thread() else None

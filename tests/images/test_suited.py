@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffrl.cli import main
 from diffrl.images import finetune, job, suited
 from diffrl.images.config import DDPOISConfig, DRaFTConfig, FinetuneConfig, NFTConfig
 from diffrl.images.job import resume
+from diffrl.images.models import latents
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
 from diffrl.support.folder import write_json, write_yaml
@@ -166,6 +168,13 @@ def test_grey_digits_are_no_emoji_and_have_no_hue(
 ) -> None:
     """Neither of a model that was named, nor of refl's own default; a hue of greys is 0, whatever is learned."""
     assert said in fails(words, capsys)
+
+
+def test_tiny_latents_makes_what_its_decoder_gives() -> None:
+    vae, unet = latents._vae(), latents._unet()
+    size = unet.config.sample_size
+    made = vae.decode(torch.zeros(1, unet.config.in_channels, size, size)).sample
+    assert suited.MAKES["tiny-latents"] == tuple(made.shape[1:])
 
 
 def test_what_is_held_out_changes_no_other_setting() -> None:

@@ -260,6 +260,23 @@ def test_a_reader_beside_a_writer_sees_the_old_content_or_the_new(tmp_path: Path
     assert seen == sorted(seen)
 
 
+def test_two_threads_may_write_in_a_folder(tmp_path: Path) -> None:
+    """A page writes votes while its run trains: no checksum of either is lost."""
+    folders.seal(tmp_path, ())
+    names = [f"{i}.json" for i in range(4)]
+
+    def write(name: str) -> None:
+        for i in range(25):
+            folders.write_json(tmp_path / name, i)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [folders.read_json(tmp_path / name) for name in names] == [24] * 4
+
+
 def test_a_folder_in_which_nothing_came_to_be_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for out in (None, Path("mine")):

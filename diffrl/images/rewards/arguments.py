@@ -123,13 +123,13 @@ def path_in(name: str, argument: str) -> tuple[int, int] | None:
 def votes_of(argument: str) -> int | Path:
     """How many votes a person gives in a round, or the file of kept ones. Raises UserError for what is neither."""
     path = Path(argument)
+    if argument.isdecimal() and int(argument) > 0:
+        return int(argument)
     if path.is_dir():
         raise UserError(f"{argument} is a folder; the votes of a run are human:{path / 'votes.json'}")
     if path.exists() or not re.fullmatch(r"[+-]?[\d.,]+", argument, re.ASCII):
         return path
-    if not argument.isdecimal() or int(argument) < 1:
-        raise UserError(f"the number of votes is a whole number from 1, not {argument}")
-    return int(argument)
+    raise UserError(f"the number of votes is a whole number from 1, not {argument}")
 
 
 def judge_of(kind: str, argument: str) -> tuple[str, str, str]:

@@ -53,15 +53,15 @@ class Digit:
         self._told = False
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        """The reward's values (B,), one an image. Of images larger than digits it is said once how they are seen."""
+        """The reward's values (B,), one an image. Of images in colour it is said once how they are seen."""
         self._tell(images)
         wanted = self._wanted(prompts, len(images))
         probabilities: Tensor = self.classifier(to_8x8(images).to(self.device)).softmax(-1)
         return probabilities.gather(1, torch.tensor(wanted, device=self.device)[:, None])[:, 0].to(images.device)
 
     def _tell(self, images: Tensor) -> None:
-        """Say once that images are made smaller: they may be of another kind, whose values would mean nothing."""
-        if not self._told and images.ndim == 4 and min(images.shape[2:]) >= 8 and images.shape[2:] != (8, 8):
+        """Say once that colours are not seen: such images may be of another kind, whose values would mean nothing."""
+        if not self._told and images.ndim == 4 and min(images.shape[2:]) >= 8 and images.shape[1] != 1:
             self._told = True
             shape = "x".join(map(str, images.shape[1:]))
             say_once(f"{self.name} is for handwritten digits: it sees images of {shape} in grey, averaged to 1x8x8.")

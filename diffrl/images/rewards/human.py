@@ -15,7 +15,6 @@ import hashlib
 import io
 import threading
 from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +23,20 @@ import torch
 from torch import Tensor
 
 from diffrl.images.rewards.base import Metadata
+from diffrl.images.rewards.votes_file import FILE, IMAGES, Vote, png, read_kept, read_votes, write_votes
 from diffrl.images.rewards.votes_model import VotesModel
-from diffrl.support import folder as folders
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted, shown
-from diffrl.support.files import atomic_path, read_json, reading, regular_file
+from diffrl.support.files import atomic_path
 from diffrl.support.page import Page, open_browser, static
 from diffrl.support.seeds import generator_at
 
-FILE, IMAGES = "votes.json", "votes"
-FORMAT = "diffrl-votes-1"
 VOTES = 4
 """Groups that are asked about in a round, unless the reward's argument says otherwise."""
 GROUP = 4
 """Images of a group, at most; at least two."""
 _ORDER = 11
 """What random numbers are for: which groups of a round are asked about."""
-
-
-@dataclass(frozen=True)
-class Vote:
-    """What a person said of some images of one prompt."""
-
-    round: int
-    """The round of the images."""
-    prompt: str
-    images: tuple[str, ...]
-    """The images' digests."""
-    best: int | None
-    """The number of the best one among them; None: they are equally good."""
-    foretold: bool | None
-    """Whether the model that had learned from the rounds before had the same favourite; None: there was none."""
 
 
 class Human:
@@ -95,10 +77,11 @@ class Human:
         """
         self._folder = folder
         (folder / IMAGES).mkdir(exist_ok=True)
-        self.votes, enough = _read(folder / FILE) if (folder / FILE).exists() else ([], False)
+        self.votes, enough = read_kept(folder / FILE) if (folder / FILE).exists() else ([], False)
         if enough:
             self.asks, self._told = False, True
-            console.print("You have said `Enough votes`: the run goes on by the votes that there are.", markup=False)
+            said = "You have said `Enough votes`: the run goes on by the votes that there are."
+            console.print(f"{said} To vote again, without these votes, delete {folder / FILE} first.", markup=False)
             yield
             return
         self._asked = asked = _Asked(self)
@@ -131,15 +114,15 @@ class Human:
         """
         pixels = quantised(images)
         groups, n = self._groups(pixels, prompts), 0
+        self._left = len(groups)
         while n < len(groups):
             before = _digests(pixels[groups[n - 1]]) if n else None
             newest = (self.votes[-1].round, self.votes[-1].images) if self.votes else None
             self.can_go_back = newest == (self._round, before)
             n += 1 if self._vote(groups[n], pixels, prompts) else -1
         self._left, self.can_go_back = 0, False
-        if not self.asks and not self._told:
-            self._told = True
-            self._keep(self.votes)
+        with self._turn():
+            self.keep_enough()
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The model's scores (B,); before, the person is asked, unless that was done by `look`."""
@@ -216,9 +199,22 @@ class Human:
         return True
 
     def _keep(self, votes: list[Vote]) -> None:
+        """Keep these votes in place of those that there are; under the page's lock, as `Enough votes` is kept too."""
         assert self._folder is not None
-        self.votes = votes
-        write_votes(self._folder / FILE, votes, enough=not self.asks)
+        with self._turn():
+            self.votes = votes
+            write_votes(self._folder / FILE, votes, enough=not self.asks)
+            self._told = not self.asks
+
+    def _turn(self) -> contextlib.AbstractContextManager[Any]:
+        """The page's lock, where there is a page."""
+        return contextlib.nullcontext() if self._asked is None else self._asked.said
+
+    def keep_enough(self) -> None:
+        """Keep that the person wants to be asked no more, where that is so and not kept yet. Under the page's lock."""
+        if not self.asks and not self._told and self._folder is not None:
+            write_votes(self._folder / FILE, self.votes, enough=True)
+            self._told = True
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -266,56 +262,7 @@ def fit(votes: Sequence[Vote], folder: Path, pixels: MutableMapping[str, Tensor]
     return VotesModel.fit(pairs)
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_votes(path: Path, votes: Sequence[Vote], enough: bool = False) -> None:
-    """Write `votes.json`: a JSON object with `format`, `votes`, and `enough` where nobody is to be asked any more."""
-    more = {"enough": True} if enough else {}
-    folders.write_json(path, {"format": FORMAT, "votes": [asdict(vote) for vote in votes], **more})
-
-
-def read_votes(path: Path) -> list[Vote]:
-    """The votes of a file. Raises UserError for what is none."""
-    return _read(path)[0]
-
-
-def shape_of(path: Path) -> tuple[int, ...] | None:
-    """The shape (C, H, W) of the first image that a file's votes are about; None without a vote that prefers one.
-
-    Raises UserError for what is no file of votes, and where the image is missing.
-    """
-    names = [vote.images[0] for vote in read_votes(path) if vote.best is not None]
-    return tuple(_read_png(path.parent / IMAGES / f"{names[0]}.png", names[0]).shape) if names else None
-
-
-def _read(path: Path) -> tuple[list[Vote], bool]:
-    """The votes of a file, and whether the person said that they are enough. Raises UserError for what is none."""
-    regular_file(path, "a file of votes, which a run with --reward human writes")
-    in_a_run = folders.sealed(path.parent)  # and not a copy, in a folder of its own
-    told = folders.read_json(path) if in_a_run else read_json(path)
-    entries = told.get("votes") if isinstance(told, dict) and told.get("format") == FORMAT else None
-    if not isinstance(entries, list):
-        raise UserError(f"{path} is no file of votes ({FORMAT}), which a run with --reward human writes.")
-    return [_vote_of(entry, path, number) for number, entry in enumerate(entries)], told.get("enough") is True
-
-
-def _vote_of(entry: Any, path: Path, number: int) -> Vote:
-    told = entry if isinstance(entry, dict) else {}
-    round_, prompt, images, best = (told.get(key) for key in ("round", "prompt", "images", "best"))
-    foretold = told.get("foretold")
-    names = images if isinstance(images, list) else []
-    good = (
-        type(round_) is int
-        and isinstance(prompt, str)
-        and len(names) > 1
-        and all(isinstance(name, str) and len(name) == 64 and set(name) <= set("0123456789abcdef") for name in names)
-        and (best is None or (type(best) is int and 0 <= best < len(names)))
-        and foretold in (None, True, False)
-    )
-    if not good:
-        raise UserError(f"{path}: vote {number} is {shown(entry)}, which is no vote of a prompt's images.")
-    return Vote(told["round"], told["prompt"], tuple(names), best, foretold)
+# --- images --------------------------------------------------------------------------------------------------------
 
 
 def quantised(images: Tensor) -> Tensor:
@@ -345,11 +292,7 @@ def _png(image: Tensor) -> bytes:
 
 def _read_png(path: Path, digest: str) -> Tensor:
     """The image that was written, (C, H, W). Raises UserError where it is missing or another one."""
-    from PIL import Image
-
-    advice = f"Votes go with their images: copy the run's folder `{IMAGES}` beside `{FILE}`."
-    regular_file(path, "an image that was voted on", advice)
-    with reading(f"{path}, an image that was voted on, cannot be read"), Image.open(path, formats=["PNG"]) as file:
+    with png(path) as file:
         array = np.asarray(file)
     image = torch.from_numpy(array.copy())
     image = image[None] if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
@@ -429,9 +372,10 @@ class _Asked:
         return self._next(True)
 
     def enough(self, asked: Any) -> dict[str, Any]:
-        """Ask no more: the rest of the run goes by the model of the votes."""
+        """Ask no more: the rest of the run goes by the model of the votes. Kept at once: a run may be cut any time."""
         self.human.asks = False
         self._answer(_ENOUGH)
+        self.human.keep_enough()
         return self.state(None)
 
     def _next(self, comes: bool) -> dict[str, Any]:

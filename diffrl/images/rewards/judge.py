@@ -15,7 +15,7 @@ import queue
 import re
 import threading
 import urllib.error
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from diffrl.images.rewards.posting import (
 from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, cache_directory, read_json, read_text
 from diffrl.support.folder import say_once
+from diffrl.support.stopping import Stopped, noted
 
 KEY = "DIFFRL_JUDGE_KEY"
 """The environment variable with the endpoint's API key; local servers mostly need none."""
@@ -115,8 +116,8 @@ class Judge:
     A value is score / highest score, so in [0, 1]. name: the reward's. key: by default $DIFFRL_JUDGE_KEY. timeout:
     seconds for an answer. retries: further attempts where the server cannot be reached, is too slow, answers 408, 429
     or 5xx, or its model gives no score; the first after `pause` seconds, each later one after twice as long. patience:
-    seconds that a server is waited for once it has answered well. at_once: questions on their way at a time. cache: a
-    folder; None keeps nothing.
+    seconds that a server is waited for after its last answer, once it has answered well. at_once: questions on their
+    way at a time. cache: a folder; None keeps nothing.
 
     Raises UserError for an address that is not http or https; a call raises RewardError, in one line, where no attempt
     gives a score, or the answer is none of the protocol.
@@ -175,8 +176,8 @@ class Judge:
         the last answer is here.
         """
         todo: queue.SimpleQueue[str] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[str, float | Exception]] = queue.SimpleQueue()
-        given_up = threading.Event()
+        done: queue.SimpleQueue[tuple[str, float | Exception | Stopped]] = queue.SimpleQueue()
+        given_up, stopped = threading.Event(), noted()
 
         def work() -> None:
             while not given_up.is_set():
@@ -185,8 +186,8 @@ class Judge:
                 except queue.Empty:
                     return
                 try:
-                    done.put((key, self._ask(key, *open_[key], given_up)))
-                except Exception as error:  # it is raised where the scores are waited for
+                    done.put((key, self._ask(key, *open_[key], given_up, stopped)))
+                except (Exception, Stopped) as error:  # it is raised where the scores are waited for
                     done.put((key, error))
 
         for key in open_:
@@ -197,14 +198,16 @@ class Judge:
                 threading.Thread(target=work, name="judge", daemon=True).start()
             while len(scores) < len(open_):
                 key, score = done.get()
-                if isinstance(score, Exception):
+                if isinstance(score, Exception | Stopped):
                     raise score
                 scores[key] = score
         finally:
             given_up.set()
         return scores
 
-    def _ask(self, key: str, file: bytes, question: str, given_up: threading.Event) -> float:
+    def _ask(
+        self, key: str, file: bytes, question: str, given_up: threading.Event, stopped: Callable[[], bool]
+    ) -> float:
         picture = "data:image/png;base64," + base64.b64encode(file).decode("ascii")
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
         body = {"model": self.model, "messages": [{"role": "user", "content": content}]}
@@ -219,6 +222,7 @@ class Judge:
                 hints={0: "", 401: f"Is ${KEY} right?", 403: f"Is ${KEY} right?", 404: "Are address and model right?"},
                 clean=self._safe,
                 given_up=given_up,
+                stopped=stopped,
             )
         except RewardError as error:
             raise RewardError(self._safe(str(error))) from None  # what it comes from may hold what the server repeats
@@ -265,7 +269,10 @@ class Judge:
         return post(url, data, secret=self._key, timeout=self.timeout, most=ANSWER)
 
     def _text(self, answer: bytes) -> str:
-        """What the model says in an answer of the endpoint. Raises Broken where it is none of the protocol."""
+        """What the model says in an answer of the endpoint.
+
+        Raises Broken for no JSON; for JSON of another form RewardError, and Unclear once the server has answered well.
+        """
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
@@ -274,7 +281,11 @@ class Judge:
                 f"{self.name}: the answer is no chat completion but {said[:60]!r}. Is {self.url} the address before "
                 "/chat/completions of an OpenAI-compatible server?"
             )
-            raise Broken(f"no chat completion but {said[:60]!r}", no_completion) from error
+            if isinstance(error, ValueError):
+                raise Broken(f"no chat completion but {said[:60]!r}", no_completion) from error
+            if not self._server.answered:
+                raise no_completion from error
+            raise Unclear(f"gave no chat completion but {shown(said)}") from error  # as of a filter of contents
         if not isinstance(text, str):
             raise Unclear(f"gave {shown(text if text is None else self._safe(repr(text)))} for a text")
         return text

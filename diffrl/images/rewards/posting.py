@@ -3,6 +3,7 @@
 import email.utils
 import http.client
 import json
+import math
 import threading
 import time
 import urllib.error
@@ -14,11 +15,15 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from diffrl.images.rewards.base import RewardError
+from diffrl.support import stopping
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Stopped
 
 T = TypeVar("T")
-AGAIN = (408, 429)
+LIMITED = 429
+"""The status of a server that is asked too often: it is there."""
+AGAIN = (408, LIMITED)
 """Statuses below 500 after which a request is tried again."""
 LONGEST = 60.0
 """Seconds that a server may ask to be waited for (Retry-After), at most."""
@@ -26,6 +31,10 @@ LONGEST_PAUSE = 30.0
 """Seconds between two attempts, at most, unless the server asks for more."""
 PATIENCE = 300.0
 """Seconds that a server which has answered before is waited for: one of a large model takes minutes to start."""
+PIECE = 0.2
+"""Seconds between two looks at whether a wait is to end."""
+now = time.monotonic
+"""The clock of waits."""
 
 
 class Unclear(Exception):
@@ -45,6 +54,10 @@ class Broken(Exception):
 
 class TooLong(Exception):
     """An answer of more bytes than it may have."""
+
+
+class Short(http.client.HTTPException):
+    """An answer of fewer bytes than its Content-Length says; its text is "N of M bytes"."""
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):
@@ -104,38 +117,47 @@ def post(url: str, body: bytes, *, secret: str, timeout: float, most: int) -> by
                 raise TooLong(f"the answer has more than {most} bytes")
             if time.monotonic() > until:
                 raise TimeoutError("timed out")
-        said = answer.headers.get("Content-Length", "")
+        unsaid = answer.status == http.HTTPStatus.NO_CONTENT or answer.headers.get("Transfer-Encoding")  # RFC 9112, 6.3
+        said = "" if unsaid else answer.headers.get("Content-Length", "")
     if said.isascii() and said.isdigit() and len(content) < int(said):  # which read1 takes for the end
-        raise http.client.IncompleteRead(content, int(said) - len(content))
+        raise Short(f"{len(content)} of {said} bytes")
     return content
 
 
 class Server:
     """What is known of a server that several threads may ask, and how long it is waited for.
 
-    patience: seconds that it is waited for, in all, once it has answered well.
+    patience: seconds that it is waited for after its last answer to any of them, once it has answered well.
     """
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self.patience = patience
         self.answered = False
         """Whether it has ever answered well: its address is right, and what fails now may pass."""
-        self._waited_for = False
+        self.last = -math.inf
+        """When it answered last, by `now`."""
+        self._told = False
+        """Whether it was said that it is waited for."""
         self._turn = threading.Lock()
 
     def well(self, name: str) -> None:
-        """It has answered well; said on the terminal where it was waited for. name: of the reward."""
+        """It has answered well. name: of the reward."""
+        self.answered = True
+        self.heard(name)
+
+    def heard(self, name: str) -> None:
+        """It has answered, well or not clearly; said on the terminal where it was waited for."""
         with self._turn:
-            self.answered = True
-            if self._waited_for:
-                self._waited_for = False
+            self.last = now()
+            if self._told:
+                self._told = False
                 console.print(f"{name} answers again.", markup=False)
 
     def wait_for(self, name: str, failure: str) -> None:
         """Say on the terminal that it is waited for, and why; once until it has answered again."""
         with self._turn:
-            if not self._waited_for:
-                self._waited_for = True
+            if not self._told:
+                self._told = True
                 console.print(
                     f"{name} {failure}. It has answered before, so it is waited for, up to "
                     f"{self.patience / 60:.3g} min. Ctrl-C ends it at once.",
@@ -145,7 +167,27 @@ class Server:
     def given_up(self) -> None:
         """It is waited for no longer: when it is the next time, that is said again."""
         with self._turn:
-            self._waited_for = False
+            self._told = False
+
+
+def wait(seconds: float, stopped: Callable[[], bool], given_up: threading.Event | None = None) -> bool:
+    """Wait so long, or until nothing more is to be asked: whether it may go on.
+
+    Raises Stopped where a signal is noted, as a run of several processes does, which goes on to the end of its round.
+    """
+    until = now() + seconds
+    while True:
+        if stopped():
+            raise Stopped
+        if given_up is not None and given_up.is_set():
+            return False
+        if (left := until - now()) <= 0:
+            return True
+        piece = min(left, PIECE)
+        if given_up is None:
+            time.sleep(piece)
+        else:
+            given_up.wait(piece)
 
 
 def patiently(
@@ -159,21 +201,25 @@ def patiently(
     hints: Mapping[int, str],
     clean: Callable[[str], str] = str,
     given_up: threading.Event | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> T:
     """What `ask` gives, asked again after `pause` seconds, then twice as long each time, up to `retries` times more.
 
     Asked again where the server cannot be reached, is too slow, breaks off its answer, answers 408, 429 or 5xx, or is
     `Unclear`; one that says how long to wait is waited for so long. A server that has answered well before is asked
-    beyond these attempts, until `server.patience` seconds have passed in all, unless it is `Unclear`; and what is none
-    of the protocol (`Broken`) is asked for again, where that of a new server is an error at once. hints: a sentence
-    after the refusal of a status; 0: after the last attempt. clean: takes a secret out of what a server says.
-    given_up: once it is set, nothing more is waited for or asked.
-    Raises RewardError, in a line, for a refusal and after the last attempt.
+    beyond these attempts, until `server.patience` seconds have passed since it last answered this question or another
+    one; and what is none of the protocol (`Broken`) is asked for again, where that of a new server is an error at once.
+    Unclear answers are counted by themselves: `retries` + 1 of them end it. hints: a sentence after the refusal of a
+    status; 0: after the last attempt. clean: takes a secret out of what a server says. given_up: once it is set,
+    nothing more is waited for, said or asked. stopped: whether a signal was noted; by default for this thread.
+    Raises RewardError, in a line, for a refusal and after the last attempt; Stopped where `stopped` while it waits.
     """
-    asked, spent = 0, 0.0
+    stopped = stopping.noted() if stopped is None else stopped
+    asked, unclear = 0, 0
+    away, silent = 0, 0  # attempts without an answer: since the last one to this question, and to any question
+    began, last = now(), server.last
     while True:
-        asked, began = asked + 1, time.monotonic()
-        away, wait = True, 0.0
+        asked, to_wait, limited, is_unclear = asked + 1, 0.0, False, False
         try:
             answer = ask()
             server.well(name)
@@ -185,14 +231,14 @@ def patiently(
                 hint = hints.get(error.code, "")
                 line = f"{name} refused the request: HTTP {error.code} {text}".rstrip().rstrip(".")
                 raise RewardError(f"{line}. {hint}".rstrip()) from error
-            wait = _asked_to_wait(error)
+            limited, to_wait = error.code == LIMITED, _asked_to_wait(error)
             failure = f"answered HTTP {error.code} {text}".rstrip().rstrip(".")
         except TimeoutError:
             failure = f"gave no answer within {timeout:g} s"
-        except http.client.IncompleteRead as error:
-            had = len(error.partial)
+        except Short as error:
+            failure = f"broke off its answer after {error}"
+        except http.client.IncompleteRead:
             failure = "broke off its answer"
-            failure += "" if error.expected is None else f" after {had} of {had + error.expected} bytes"
         except (OSError, http.client.HTTPException) as error:  # refused, an unknown host, no HTTP
             reason = getattr(error, "reason", error)
             late = isinstance(reason, TimeoutError)
@@ -202,16 +248,21 @@ def patiently(
                 raise error.error from error
             failure = f"gave {error}"
         except Unclear as error:
-            away, failure = False, str(error)
-        seconds = max(wait, min(pause * 2 ** (asked - 1), max(pause, LONGEST_PAUSE)))
-        spent += time.monotonic() - began + seconds
-        if asked > retries:
-            if not (away and server.answered and spent <= server.patience):
+            is_unclear, failure = True, str(error)
+            server.heard(name)
+        if server.last > last:
+            last, silent = server.last, 0
+        unclear, away, silent = (unclear + 1, 0, 0) if is_unclear else (unclear, away + 1, silent + 1)
+        count = unclear if is_unclear else away
+        seconds = max(to_wait, min(pause * 2.0 ** min(count - 1, 100), max(pause, LONGEST_PAUSE)))
+        if given_up is not None and given_up.is_set():
+            break
+        if count > retries:
+            if is_unclear or not server.answered or now() + seconds - max(began, last) > server.patience:
                 break
-            server.wait_for(name, clean(failure))
-        if given_up is None:
-            time.sleep(seconds)
-        elif given_up.wait(seconds):
+            if silent > retries and not limited:
+                server.wait_for(name, clean(failure))
+        if not wait(seconds, stopped, given_up):
             break
     server.given_up()
     raise RewardError(f"{name} {failure} ({asked} attempts). {hints.get(0, '')}".rstrip())

@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from diffrl.images.rewards import posting
 
 VOCABULARY = [
     "<|startoftext|>",
@@ -27,6 +30,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["DIFFRL_CACHE"]
     else:
         os.environ["DIFFRL_CACHE"] = before
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, in seconds, which are over at once: the clock of waits goes on by each."""
+    waited: list[float] = []
+    passed = 0.0
+
+    def wait(seconds: float, *given: object) -> bool:
+        nonlocal passed
+        waited.append(seconds)
+        passed += seconds
+        return True
+
+    monkeypatch.setattr(posting, "wait", wait)
+    monkeypatch.setattr(posting, "now", lambda: time.monotonic() + passed)
+    return waited
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +22,7 @@ from diffrl.images.rewards import RewardError, ask, parse
 from diffrl.images.rewards.codecs import to_uint8
 from diffrl.images.rewards.judge import JUDGE, UNIFIED, Judge, Question
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Stopped, stop_signals
 from tests.images.rewards.reward_cases import images
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
@@ -196,56 +200,79 @@ def test_nonsense_is_one_clear_line(answer: tuple[int, bytes], line: str, attemp
         assert len(server.bodies) == attempts
 
 
-def test_a_model_that_gives_a_score_at_last_and_a_busy_server_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_gives_a_score_at_last_and_a_busy_server_are_asked_again(pauses: list[float]) -> None:
     """The pauses double; a server that says how long to wait is waited for, a minute at most."""
-    waited: list[float] = []
-    wait = threading.Event.wait
-
-    def at_once(event: threading.Event, seconds: float | None = None) -> bool:
-        if seconds is None:  # threads that begin, in all of Python
-            return wait(event)
-        waited.append(seconds)
-        return False
-
-    monkeypatch.setattr(threading.Event, "wait", at_once)
     with endpoint(lambda count, body: said("Score: 7" if count == 3 else "Hm.")) as server:
         assert ask(Judge("vlm:x", server.url, "m"), images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
-    assert waited == [0.5, 1.0]
-    waited.clear()
+    assert pauses == [0.5, 1.0]
+    pauses.clear()
     with endpoint(lambda count, body: said("Score: 7") if count == 3 else (429, b""), Retry_After="7") as server:
         ask(Judge("vlm:x", server.url, "m"), images(1, 3, 4, 4), ["p"])
-    assert waited == [7.0, 7.0]
+    assert pauses == [7.0, 7.0]
 
 
 @pytest.mark.parametrize("gone", [(200, b""), (200, b'{"choi'), (503, b"")])
 def test_a_judge_that_has_answered_before_is_waited_for(
-    gone: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gone: tuple[int, bytes], pauses: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not so a model that gives no score, which a server is not to blame for; and the address is not doubted."""
-    wait, waited = threading.Event.wait, []
-
-    def at_once(event: threading.Event, seconds: float | None = None) -> bool:
-        if seconds is None:  # threads that begin, in all of Python
-            return wait(event)
-        waited.append(seconds)
-        return False
-
-    monkeypatch.setattr(threading.Event, "wait", at_once)
     with endpoint(lambda count, body: gone if 1 < count < 8 else said("Score: 7")) as server:
         judge = Judge("vlm:x", server.url, "m", key=SECRET)
         for _ in range(2):
             assert ask(judge, images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
-    assert waited == [0.5, 1, 2, 4, 8, 16]
+    assert pauses == [0.5, 1, 2, 4, 8, 16]
     told = " ".join(capsys.readouterr().err.split())
     assert "It has answered before, so it is waited for, up to 5 min" in told
     assert "address" not in told
-    waited.clear()
+    pauses.clear()
     with endpoint(lambda count, body: said("Score: 7" if count == 1 else "Hm.")) as server:
         judge = Judge("vlm:x", server.url, "m")
         ask(judge, images(1, 3, 4, 4), ["p"])
         with pytest.raises(RewardError, match=r"gave no 'Score: N'.*\(4 attempts\)"):
             ask(judge, images(1, 3, 4, 4), ["p"])
-    assert waited == [0.5, 1, 2]
+    assert pauses == [0.5, 1, 2]
+
+
+def test_an_unclear_answer_after_an_outage_is_counted_by_itself(
+    pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And it is an answer: the next outage is waited for as if there had been none."""
+    texts = dict.fromkeys((8, 10, 18), "Hm.") | {1: "Score: 7", 20: "Score: 7"}
+    with endpoint(lambda count, body: said(texts[count]) if count in texts else (503, b"")) as server:
+        judge = Judge("vlm:x", server.url, "m")
+        for _ in range(2):
+            assert ask(judge, images(1, 3, 4, 4), ["p"]).item() == pytest.approx(0.7)
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 0.5, 0.5, 1, 0.5, 1, 2, 4, 8, 16, 30, 2, 0.5]
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("is waited for") == told.count("answers again.") == 2
+
+
+@pytest.mark.parametrize("answer", [b'{"error": {"message": "filtered"}}', b'{"choices": []}', b"[]", b"null"])
+def test_json_that_is_no_completion_is_not_waited_for(
+    answer: bytes, pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a filter of contents gives of an image, each time: the address is right."""
+    with endpoint(lambda count, body: said("Score: 7") if count == 1 else (200, answer)) as server:
+        judge = Judge("vlm:x", server.url, "m")
+        ask(judge, images(1, 3, 4, 4), ["p"])
+        with pytest.raises(RewardError, match=r"gave no chat completion but .* \(4 attempts\)") as caught:
+            ask(judge, images(1, 3, 4, 4), ["p"])
+    assert pauses == [0.5, 1, 2]
+    assert "address" not in str(caught.value)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_signal_that_is_noted_ends_what_the_threads_wait_for() -> None:
+    def busy(count: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        if count == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 503, b""
+
+    with endpoint(busy, Retry_After="60") as server, stop_signals():
+        with pytest.raises(Stopped):
+            ask(Judge("vlm:x", server.url, "m", at_once=2), images(4, 3, 4, 4), ["p"] * 4)
+        assert len(server.bodies) <= 2
 
 
 def test_an_endpoint_that_refuses_a_temperature_is_asked_without(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,15 @@
 import base64
 import email.utils
 import http.client
+import io
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +26,7 @@ from diffrl.images.rewards import RewardError, ask, parse, posting, protocol, se
 from diffrl.images.rewards.codecs import to_uint8
 from diffrl.images.rewards.remote import Remote
 from diffrl.support.errors import UserError
+from diffrl.support.stopping import Stopped, stop_signals
 from tests.images.rewards.reward_cases import images
 
 Answer = Callable[[int, dict[str, Any]], tuple[int, bytes]]
@@ -42,8 +47,9 @@ def running(http: ThreadingHTTPServer) -> Iterator[str]:
 
 @contextmanager
 def scorer(answer: Answer, **headers: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that answers as told, its address, and the requests that it got. A body that ends in "..." breaks off
-    there, and is said to be longer."""
+    """A server that answers as told, its address, and the requests that it got.
+
+    A body that ends in "..." breaks off there, and is said to be longer."""
     seen: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -157,12 +163,10 @@ def test_a_busy_server_is_tried_again() -> None:
         assert len(seen) == 3
 
 
-def test_each_pause_is_twice_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(posting.time, "sleep", waited.append)
+def test_each_pause_is_twice_the_last(pauses: list[float]) -> None:
     with scorer(lambda count, request: (503, b"")) as (url, _), pytest.raises(RewardError, match="HTTP 503"):
         ask(Remote(url, pause=0.5, retries=3), images(1, 3, 4, 4), [""])
-    assert waited == [0.5, 1.0, 2.0]
+    assert pauses == [0.5, 1.0, 2.0]
 
 
 def test_a_refusal_is_told_and_not_repeated() -> None:
@@ -226,36 +230,30 @@ def test_an_answer_that_breaks_off_is_tried_again(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("failure", [(500, b""), (503, b""), (200, b""), (200, b'{"sco'), (200, b'{"scores"...')])
 def test_a_server_that_has_answered_before_is_waited_for(
-    failure: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    failure: tuple[int, bytes], pauses: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With pauses that grow to half a minute, and told once; the next time it is away, too, and once it is back."""
-    waited: list[float] = []
-    monkeypatch.setattr(posting.time, "sleep", waited.append)
     with scorer(lambda count, request: scores([count]) if count % 10 == 1 else failure) as (url, seen):
         remote = Remote(url)
         for first in (1, 11, 21):
             assert ask(remote, images(1, 3, 4, 4), [""]).tolist() == [first]
         assert len(seen) == 21
-    assert waited == [0.5, 1, 2, 4, 8, 16, 30, 30, 30] * 2
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30] * 2
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("It has answered before, so it is waited for, up to 5 min.") == 2
     assert said.count("answers again.") == 2
 
 
-def test_a_server_is_not_waited_for_for_ever(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_is_not_waited_for_for_ever(pauses: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     """Five minutes in all, pauses and attempts together; a refusal is not waited for."""
-    waited: list[float] = []
-    monkeypatch.setattr(posting.time, "sleep", waited.append)
     with scorer(lambda count, request: scores([1])) as (url, _):
         remote = Remote(url)
         ask(remote, images(1, 3, 4, 4), [""])
     for _ in range(2):
-        waited.clear()
+        pauses.clear()
         with pytest.raises(RewardError, match=r"cannot be reached: .*refused.*\(1\d attempts\). Is the scorer running"):
             ask(remote, images(1, 3, 4, 4), [""])
-        assert 300 - 30 <= sum(waited) <= 300
+        assert 300 - 30 <= sum(pauses) <= 300
         assert "Connection refused. It has answered before" in " ".join(capsys.readouterr().err.split())
     with scorer(lambda count, request: scores([1]) if count == 1 else (400, b"")) as (url, seen):
         remote = Remote(url)
@@ -265,7 +263,7 @@ def test_a_server_is_not_waited_for_for_ever(
         assert len(seen) == 2
 
 
-def test_a_server_that_says_when_to_come_again_is_asked_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_says_when_to_come_again_is_asked_then(pauses: list[float]) -> None:
     """By seconds or by a date, a minute at most; what is neither, or has been, is nothing."""
     at = posting.time.time()
     for said, expected in {
@@ -276,12 +274,134 @@ def test_a_server_that_says_when_to_come_again_is_asked_then(monkeypatch: pytest
         email.utils.formatdate(at - 3600, usegmt=True): 0.5,
         "soon": 0.5,
     }.items():
-        waited: list[float] = []
-        monkeypatch.setattr(posting.time, "sleep", waited.append)
+        pauses.clear()
         busy = lambda count, request: scores([7]) if count == 2 else (503, b"")  # noqa: E731
         with scorer(busy, Retry_After=said) as (url, _):
             ask(Remote(url), images(1, 3, 4, 4), [""])
-        assert waited == [pytest.approx(expected, abs=5 if expected == 20 else 0)]
+        assert pauses == [pytest.approx(expected, abs=5 if expected == 20 else 0)]
+
+
+@contextmanager
+def speaking(answer: bytes) -> Iterator[str]:
+    """The address of a server that answers every request with these bytes, and hangs up."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url
+
+
+def test_how_long_an_answer_is_stands_in_one_place() -> None:
+    """RFC 9112, 6.3: of an answer in chunks its Content-Length says nothing, nor of one without content."""
+
+    def refused(answer: bytes) -> str:
+        with speaking(answer) as url, pytest.raises(RewardError) as caught:
+            ask(Remote(url, retries=0), images(1, 3, 4, 4), [""])
+        return str(caught.value)
+
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+    with speaking(chunked + b'Content-Length: 1000\r\n\r\nf\r\n{"scores": [7]}\r\n0\r\n\r\n') as url:
+        assert ask(Remote(url), images(1, 3, 4, 4), [""]).tolist() == [7]
+    assert "broke off its answer (1 attempts)" in refused(chunked + b"\r\n5\r\nhello")
+    assert "broke off its answer (1 attempts)" in refused(chunked + b"\r\nf\r\nhello")
+    assert "no JSON but b''" in refused(b"HTTP/1.1 204 No Content\r\nContent-Length: 10\r\n\r\n")
+
+
+def test_a_token_is_not_shown_while_a_server_is_waited_for(
+    pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = "a-very-secret-token"
+    answers = lambda count, request: (200, token.encode()) if 1 < count < 9 else scores([1])  # noqa: E731
+    with scorer(answers) as (url, _):
+        remote = Remote(url, token=token)
+        for _ in range(2):
+            ask(remote, images(1, 3, 4, 4), [""])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "$DIFFRL_SCORER_TOKEN" in said
+    assert "is waited for" in said
+    assert token not in said
+
+
+class Fails:
+    """A question that fails with a status so many times; before some of its attempts another question is answered."""
+
+    def __init__(self, status: int, times: int, server: posting.Server, answers: Callable[[int], bool]) -> None:
+        self.status, self.times, self.server, self.answers, self.asked = status, times, server, answers, 0
+
+    def __call__(self) -> int:
+        self.asked += 1
+        if self.asked > self.times:
+            return self.asked
+        if self.answers(self.asked):
+            self.server.well("x")
+        raise urllib.error.HTTPError("", self.status, "", http.client.HTTPMessage(), io.BytesIO())
+
+
+def patiently(question: Callable[[], int], server: posting.Server, given_up: threading.Event | None = None) -> int:
+    return posting.patiently("x", question, server=server, retries=3, pause=0.5, timeout=1, hints={}, given_up=given_up)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_answers_other_questions_is_there(
+    status: int, pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A question is asked for as long as others are answered, and without a word; five minutes after, no longer."""
+    server = posting.Server()
+    server.well("x")
+    assert patiently(Fails(status, 40, server, lambda asked: asked % 3 == 0), server) == 41
+    assert sum(pauses) > 600
+    pauses.clear()
+    with pytest.raises(RewardError, match=rf"HTTP {status} .2\d attempts"):
+        patiently(Fails(status, 99, server, lambda asked: asked in (3, 6, 9, 12)), server)
+    assert 270 <= sum(pauses[11:]) <= 300
+    said = capsys.readouterr().err
+    assert said.count("is waited for") == (1 if status == 503 else 0)
+    assert "answers again" not in said
+
+
+def test_a_server_that_is_asked_too_often_is_not_said_to_be_away(
+    pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = posting.Server()
+    server.well("x")
+    assert patiently(Fails(429, 10, server, lambda asked: False), server) == 11
+    assert not capsys.readouterr().err
+
+
+def test_nothing_is_waited_for_once_all_is_given_up(pauses: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    server, given_up = posting.Server(), threading.Event()
+    server.well("x")
+
+    def set_it(asked: int) -> bool:
+        if asked == 4:
+            given_up.set()
+        return False
+
+    with pytest.raises(RewardError, match=r"HTTP 503 .4 attempts"):
+        patiently(Fails(503, 99, server, set_it), server, given_up)
+    assert not capsys.readouterr().err
+    assert pauses == [0.5, 1, 2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_signal_that_is_noted_ends_a_wait() -> None:
+    """As in a run of several processes, whose blocks note signals; though the server asks to be waited for longer."""
+
+    def busy(count: int, request: dict[str, Any]) -> tuple[int, bytes]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 503, b""
+
+    with scorer(busy, Retry_After="60") as (url, seen), stop_signals() as stopped:
+        with pytest.raises(Stopped):
+            ask(Remote(url), images(1, 3, 4, 4), [""])
+        assert stopped()
+        assert len(seen) == 1
 
 
 def test_a_port_that_is_none_is_told() -> None:
