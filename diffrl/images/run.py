@@ -17,11 +17,15 @@ from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.signs import CHANCE, warnings
 from diffrl.images.stored import (
+    DIGESTS,
     FILES_OF_REWARDS,
     MEASURED_BY,
     MEASURING,
+    PROMPTS,
     SCORED_BY,
     absolute,
+    digest_of_prompts,
+    digests_of,
     load,
     read_history,
     written,
@@ -29,7 +33,7 @@ from diffrl.images.stored import (
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, reading, sha256
+from diffrl.support.files import atomic_path, by_umask, read_json, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 
@@ -126,12 +130,19 @@ class FinetuneRun:
 
     @property
     def measured_by(self) -> dict[str, Any]:
-        """The settings that decide what an evaluation measures: of a file of prompts the digest of its content."""
-        values, file = plain(self.config, self.path), self.config.prompts
+        """The settings that decide what an evaluation measures, and digests of the prompts and of the rewards' files.
+
+        Where the prompts cannot be read nothing is said of them.
+        """
+        values = plain(self.config, self.path)
         measured = {name: values[name] for name in MEASURING if name in values}
-        if file is None:
-            return measured | {"prompts": None} | {name: values[name] for name in ("data", "pairs") if name in values}
-        return measured | ({"prompts": sha256(file)} if file.is_file() else {})
+        if any(":" in (values.get(name) or "") for name in SCORED_BY):  # else no reward names a file
+            measured[DIGESTS] = digests_of(self.config)
+        if all(values.get(name) in (None, "digits") for name in (PROMPTS, "data", "pairs")):  # a built-in model's own
+            return measured | {PROMPTS: None}
+        with contextlib.suppress(UserError):
+            measured[PROMPTS] = digest_of_prompts(self.config)
+        return measured
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""
@@ -217,16 +228,17 @@ def _forget_folder(file: Path) -> None:
 
 def said_of_model(model: Path, started: str) -> str:
     """What a run's `model` is, and how it is used again. started: the model that the run began with."""
-    variant = started.partition(":")[0] if started.startswith(("control:", "reference:", "video:")) else ""
+    variant = _variant(started)
     adapters = (model / PEFT).is_file() or (model / DIFFUSERS).is_file()
     whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
+    again = trained_further(model, started, adapters)
     if variant == "reference" and adapters:
         return (
-            f"{model} (LoRA adapters, {whose} format, for the model with reference attention: --model {started} "
-            f"--adapter {model}; docs/supervised.md says how it is used elsewhere)"
+            f"{model} (LoRA adapters, {whose} format, for the model with reference attention: {again}; "
+            "docs/supervised.md says how it is used elsewhere)"
         )
     if variant in ("control", "video"):
-        return f"{model} ({'LoRA adapters in ' * adapters}{whose} format)"
+        return f"{model} ({'LoRA adapters in ' * adapters}{whose} format: {again})"
     if (model / SECOND).is_file():
         return (
             f"{model} (LoRA adapters of two networks, diffusers' format: --adapter {model}; in diffusers "
@@ -238,8 +250,27 @@ def said_of_model(model: Path, started: str) -> str:
     if (model / DIFFUSERS).is_file():
         return f"{model} (LoRA adapters, diffusers' format: pipeline.load_lora_weights, or --adapter {model})"
     if (model / "model_index.json").is_file():
-        return f"{model} (a diffusers pipeline: --model {f'{variant}:' * bool(variant)}{model})"
+        return f"{model} (a diffusers pipeline: {again})"
     return f"{model} (diffusers' format)"
+
+
+def trained_further(model: Path, started: str, adapters: bool) -> str:
+    """The options by which `diffrl finetune` begins with a run's `model`.
+
+    started: the model that the run began with. adapters: whether LoRA adapters were trained, and not it all.
+    """
+    variant = _variant(started)
+    if adapters or variant == "control":  # a branch, which is no model by itself
+        return f"--model {started} --adapter {model}"
+    if variant == "video":
+        return f"--model video:COPY, a copy of {started.partition(':')[2]} with {model}/unet as its unet"
+    return f"--model {f'{variant}:' * bool(variant)}{model}"
+
+
+def _variant(name: str) -> str:
+    """The variant that the name of a model begins with; "" for none."""
+    variant, colon, _ = name.partition(":")
+    return variant if colon and variant in VARIANTS else ""
 
 
 def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
