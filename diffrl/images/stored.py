@@ -100,10 +100,8 @@ def files_of(
                 home, typed = str(file[0]), file[1]
                 digest = {"sha256": digests[home]} if home in digests else {}
                 alike = [one for one in before.values() if digest and one.get("sha256") == digest["sha256"]]
-                known: Mapping[str, str] = (
-                    before.get(moved.get(home, home)) or before.get(home) or next(iter(alike), {})
-                )
-                found[home] = {"written": known.get("written", typed), **digest}
+                known = [before[path] for path in (moved.get(home, home), home) if path in before] + alike
+                found[home] = {"written": known[0]["written"] if known else typed, **digest}
     return found
 
 
@@ -126,7 +124,8 @@ def _same_file(old: str, new: str, files_before: Mapping[str, str], files_now: M
     """Whether two files, or folders, of rewards are one: see `same_reward`. Who reads a file says that it is gone."""
     if old in files_before and new in files_now:
         return files_before[old] == files_now[new]
-    return old == new or (old not in files_before and not Path(old).exists())
+    paths = Path(old).is_absolute() and Path(new).is_absolute()  # and no ids of the hub
+    return old == new or (paths and old not in files_before and not Path(old).exists())
 
 
 def _divided(term: str) -> tuple[str, list[str]]:

@@ -91,11 +91,11 @@ def test_other_prompts_in_the_same_file_are_seen(quick: Path, capsys: pytest.Cap
     assert main(["resume", "run", "--steps", "48", "--accept-changes"]) == 0
 
 
-def refused(config: FinetuneConfig, now: FinetuneConfig, folder: Path) -> str:
+def refused(config: FinetuneConfig, now: FinetuneConfig, path: Path) -> str:
     """What is said of a run of `config` that is to go on as `now`; nothing where it may."""
-    FinetuneRun(folder, config).write({})
+    FinetuneRun(path, config).write({})
     try:
-        require(FinetuneRun(folder, now))
+        require(FinetuneRun(path, now))
     except UserError as error:
         return str(error)
     return ""
@@ -106,14 +106,12 @@ def test_prompts_of_a_folder_are_by_their_content(algo: str, name: str, tmp_path
     """Wherever it is; other images change nothing of an evaluation, other prompts do."""
     rows = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(["a cat", "a dog"])]
     folders = [tmp_path / str(i) for i in range(3)]
-    for folder, (key, value) in zip(folders, [("", ""), ("file_name", "other.png"), ("text", "a cow")], strict=True):
-        folder.mkdir()
+    for one, (key, value) in zip(folders, [("", ""), ("file_name", "other.png"), ("text", "a cow")], strict=True):
+        one.mkdir()
         kept = [rows[0], rows[1] | ({key: value} if key else {})]
-        (folder / METADATA).write_text("".join(f"{json.dumps(row)}\n" for row in kept))
-    of = [
-        FinetuneConfig(algo=algo, model="tiny-digits", **{name: folder if name == "pairs" else str(folder)})
-        for folder in folders
-    ]
+        (one / METADATA).write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+    given = folders if name == "pairs" else [str(one) for one in folders]
+    of = [FinetuneConfig(algo=algo, model="tiny-digits", **{name: one}) for one in given]
     assert refused(of[0], of[1], tmp_path / "run") == ""
     assert f"{folders[2]} has other prompts than before" in refused(of[0], of[2], tmp_path / "run")
     (folders[0] / METADATA).write_text((folders[2] / METADATA).read_text())
