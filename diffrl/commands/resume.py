@@ -62,28 +62,29 @@ def run(arguments: Sequence[str]) -> int:
     given = parse(Resume, words, "diffrl resume")
     to_write(given.run_folder, "runs")
     from diffrl.runs.kind import kind_of
+    from diffrl.runs.resume import resume, take_edited
     from diffrl.support import folder
 
     accepting = given.accept_changes and "WORLD_SIZE" not in os.environ  # else the process that started this one did
     steps, names = given.steps, {"--queries": given.queries, "--rounds": given.rounds}
     if kind_of(given.run_folder) == folder.IMAGES:
         from diffrl.commands.finetune import spread
-        from diffrl.images.comparable import accept
+        from diffrl.images.comparable import require_to
         from diffrl.images.run import FinetuneRun
         from diffrl.images.saved import is_whole
 
-        if accepting and given.run_folder.is_dir():
-            with folder.held(given.run_folder):
-                accept(given.run_folder)
+        if accepting:
+            take_edited(given.run_folder, folder.IMAGES)
+            accepting = False
         found = FinetuneRun.read(given.run_folder)
         steps = _in_all(steps, names, found.config)
-        processes = found.config.processes
-        if processes > 1 and not is_whole(found, found.asked(steps)) and spread(processes, ["resume", *words]):
-            return 0
+        processes, config = found.config.processes, found.asked(steps)
+        if processes > 1 and not is_whole(found, config):
+            require_to(found, config)  # said once, and not by each process
+            if spread(processes, ["resume", *words]):
+                return 0
     elif told := next((name for name, value in names.items() if value is not None), None):
         raise UserError(f"{told} is for runs of images, and {given.run_folder} is none: give --steps.")
-    from diffrl.runs.resume import resume
-
     resume(
         given.run_folder,
         steps=steps,

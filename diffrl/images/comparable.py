@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffrl.images.config import FinetuneConfig
 from diffrl.images.config.base import CONFIG, NOTHING
-from diffrl.images.run import EVALUATIONS, MODEL, FinetuneRun
-from diffrl.images.stored import MEASURED_BY, load
+from diffrl.images.run import EVALUATIONS, MODEL, FinetuneRun, trained_further
+from diffrl.images.saved import measures_again
+from diffrl.images.stored import DIGESTS, MEASURED_BY, PROMPTS, SCORED_BY, load, same_reward
 from diffrl.support import folder
 from diffrl.support.errors import UserError, joined
-
-_PLACE = re.compile(r"(?:https?://|(?<![^:*])/)[^#]*?(?=#| \+ |$)")
-"""Where a file, folder or server is, in a setting that names one."""
 
 
 def accept(path: Path) -> None:
@@ -26,44 +25,64 @@ def accept(path: Path) -> None:
     folder.accept(path)
 
 
+def require_to(run: FinetuneRun, config: FinetuneConfig) -> None:
+    """Raise what `require` does where a run has evaluations and, on its way to `config`, makes others."""
+    if run.history and measures_again(run, config):
+        require(run)
+
+
 def require(run: FinetuneRun) -> None:
     """Raise UserError where a run, which has evaluations, would measure something else than in these.
 
     Runs of older versions do not say by what they were measured: nothing is refused of them.
     """
     before = run.about().get(MEASURED_BY)
-    changes = _changes(before, run.measured_by) if isinstance(before, dict) else []
+    changes = _changes(before, run.measured_by, run.config) if isinstance(before, dict) else []
     if not changes:
         return
     model, config = run.path / MODEL, run.config
-    start = f"--model {config.model} --adapter {model}" if config.lora else f"--model {model}"
-    later = "" if model.exists() else ", which is there once the run has ended"
+    later = "" if model.exists() else " once the run has ended"
     raise UserError(
-        f"{run.path / CONFIG} has {joined(changes)}: evaluations would measure something else than those that the run "
-        "has, and no change could be told from theirs. Put it back; what only training goes by, such as lr, kl and "
-        f"batch, may change. Or begin a new run from this one's model: `diffrl finetune {start}`{later}."
+        f"{run.path} would measure something else than in the evaluations that it has, and no change could be told "
+        f"from theirs: {'; '.join(changes)}. Put it back; what only training goes by, such as lr, kl and batch, may "
+        f"change. Or begin a new run from this one's model{later}: "
+        f"`diffrl finetune {trained_further(model, config.model, bool(config.lora))}`."
     )
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs of the settings that both name, in words; not what has only moved."""
-    differ = [name for name in now if name in before and not _same(before[name], now[name])]
-    return ["other prompts than before" if name == "prompts" else _in_words(name, before, now) for name in differ]
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], config: FinetuneConfig) -> list[str]:
+    """What differs of all that both name, in words; not what has only moved."""
+    differ = [name for name in now if name != DIGESTS and name in before and not _same(name, before, now)]
+    changes = [_in_words(name, before, now, config) for name in differ]
+    return list(dict.fromkeys(changes))  # a file may be that of the reward and of the held-out one
 
 
-def _in_words(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """A setting that has changed: what it is, and what it was."""
+def _in_words(name: str, before: Mapping[str, Any], now: Mapping[str, Any], config: FinetuneConfig) -> str:
+    """What has changed: a setting, what it is and what it was; or the file that is not as it was."""
+    if name == PROMPTS:
+        data, pairs = getattr(config, "data", None), getattr(config, "pairs", None)
+        source = config.prompts or (None if data == "digits" else data) or pairs
+        return f"{source or CONFIG} has other prompts than before"
     was, is_ = (str("none" if values[name] is None else values[name]) for values in (before, now))
+    if was == is_:
+        of = now.get(DIGESTS, {})
+        edited = [path for path, sha256 in before[DIGESTS].items() if path in was and of.get(path, sha256) != sha256]
+        return f"{joined(edited)} {'has' if len(edited) == 1 else 'have'} changed"
     return f"{name}: {is_} (before: {was})"
 
 
-def _same(before: object, now: object) -> bool:
-    """Whether two values of a setting are one: equal, or of a server, or a file that is gone, at another place."""
-    if before == now or (before, now) in ((None, NOTHING), (NOTHING, None)):  # no held-out reward, asked for or not
-        return True
-    if not (isinstance(before, str) and isinstance(now, str)):
-        return False
-    if _PLACE.sub("", before) != _PLACE.sub("", now):
-        return False
-    places = zip(_PLACE.findall(before), _PLACE.findall(now), strict=True)
-    return all(a == b or "://" in a or not Path(a).exists() for a, b in places)
+def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a setting is as it was: equal, or of files, folders and servers that have only moved."""
+    was, is_ = before[name], now[name]
+    if name not in SCORED_BY:
+        return was == is_ or (name in ("model", "adapter") and _moved(was, is_))
+    if (was or NOTHING) == NOTHING or (is_ or NOTHING) == NOTHING:  # no held-out reward, asked for or not
+        return bool((was or NOTHING) == (is_ or NOTHING))
+    return same_reward(was, is_, before.get(DIGESTS) or {}, now.get(DIGESTS) or {})
+
+
+def _moved(before: object, now: object) -> bool:
+    """Whether a model or adapters are of a folder that is gone, and of another now."""
+    matches = [re.fullmatch(r"(\w+:)?(/.*)", str(of)) for of in (before, now)]
+    old, new = matches
+    return old is not None and new is not None and old[1] == new[1] and not Path(old[2]).exists()

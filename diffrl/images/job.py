@@ -41,7 +41,7 @@ from diffrl.images.run_prompts import prompts_of_run
 from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
 from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
-from diffrl.images.stored import FILES_OF_REWARDS, as_written, changed, files_of, written
+from diffrl.images.stored import FILES_OF_REWARDS, MEASURED_BY, as_written, changed, files_of, written
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
 from diffrl.support import failure, schema
 from diffrl.support import folder as folders
@@ -87,9 +87,9 @@ def resume(
     Raises UserError as `finetune`, and for a run whose evaluations would measure something else than those it has.
     """
     run = FinetuneRun.read(path)
-    if run.history:
-        comparable.require(run)
-    return _run(run.asked(steps, stop_kl, device), run, quiet)
+    config = run.asked(steps, stop_kl, device)
+    comparable.require_to(run, config)
+    return _run(config, run, quiet)
 
 
 def _run(config: FinetuneConfig, resumed: FinetuneRun | None, quiet: bool) -> Path:
@@ -153,7 +153,7 @@ class _Session:
             self.rewarded = config.scored_by  # as it is said
             if ":" in f"{config.scored_by} {config.held_out}":  # else no reward names a file
                 before = {} if resumed is None else resumed.reward_files()
-                self.files = files_of(config, before)
+                self.files = files_of(config, before, {} if resumed is None else resumed.about().get(MEASURED_BY))
                 for note in changed(self.files, before):
                     self._say(f"[yellow]{note}[/]")
                 for asked in (reward, self.held_out):
@@ -260,6 +260,9 @@ class _Session:
                 about["weights"] = shipped_weights()
             if self.files:
                 about[FILES_OF_REWARDS] = self.files
+            if resumed is not None and done == config.rounds and history:  # which measures nothing by what it has now
+                about |= {name: value for name, value in resumed.about().items() if name == MEASURED_BY}
+                about |= {FILES_OF_REWARDS: resumed.reward_files() | self.files} if self.files else {}
             self.folder.write(about)
             if resumed is not None:
                 failure.forget(path)

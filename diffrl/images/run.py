@@ -11,25 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffrl.images import stored
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.config.base import CONFIG, TINY, VARIANTS
+from diffrl.images.config.base import CONFIG, TINY, divided
 from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.signs import CHANCE, warnings
-from diffrl.images.stored import (
-    FILES_OF_REWARDS,
-    MEASURED_BY,
-    MEASURING,
-    SCORED_BY,
-    absolute,
-    load,
-    read_history,
-    written,
-)
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, reading, sha256
+from diffrl.support.files import atomic_path, by_umask, read_json, reading
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 
@@ -98,7 +89,7 @@ class FinetuneRun:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
             folder.seal(self.path, (ABOUT, *FILES))
-        folder.write_json(self.path / ABOUT, {"kind": IMAGES, MEASURED_BY: self.measured_by, **about})
+        folder.write_json(self.path / ABOUT, {"kind": IMAGES, stored.MEASURED_BY: self.measured_by, **about})
         folder.write_yaml(self.path / CONFIG, plain(self.config, self.path))
         if not folder.sealed(self.path):
             folder.seal(self.path, (ABOUT, *FILES))
@@ -126,12 +117,17 @@ class FinetuneRun:
 
     @property
     def measured_by(self) -> dict[str, Any]:
-        """The settings that decide what an evaluation measures: of a file of prompts the digest of its content."""
-        values, file = plain(self.config, self.path), self.config.prompts
-        measured = {name: values[name] for name in MEASURING if name in values}
-        if file is None:
-            return measured | {"prompts": None} | {name: values[name] for name in ("data", "pairs") if name in values}
-        return measured | ({"prompts": sha256(file)} if file.is_file() else {})
+        """The settings that decide what an evaluation measures; digests of prompts, if readable, and reward files."""
+        values = plain(self.config, self.path)
+        measured = {name: values[name] for name in stored.MEASURING if name in values}
+        if any(":" in (values.get(name) or "") for name in stored.SCORED_BY):  # else no reward names a file
+            measured[stored.DIGESTS] = stored.digests_of(self.config)
+        sources = (values.get(name) for name in (stored.PROMPTS, "data", "pairs"))
+        if all(source in (None, "digits") for source in sources):  # a built-in model's own
+            return measured | {stored.PROMPTS: None}
+        with contextlib.suppress(UserError):
+            measured[stored.PROMPTS] = stored.digest_of_prompts(self.config)
+        return measured
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""
@@ -146,11 +142,11 @@ class FinetuneRun:
     def reward_written(self, name: str) -> str | None:
         """The reward `scored_by` or `held_out`, its files as they were written when the run began; None for none."""
         spec = getattr(self.config, name)
-        return None if spec is None else written(spec, self.reward_files())
+        return None if spec is None else stored.written(spec, self.reward_files())
 
     def reward_files(self) -> dict[str, dict[str, str]]:
         """The files of its rewards as `run.json` has them: see `stored.files_of`; none where it cannot be read."""
-        files = self.about().get(FILES_OF_REWARDS)
+        files = self.about().get(stored.FILES_OF_REWARDS)
         found = files.items() if isinstance(files, dict) else ()
         return {home: file for home, file in found if isinstance(file, dict) and isinstance(file.get("written"), str)}
 
@@ -174,9 +170,9 @@ class FinetuneRun:
                 f"{path} is the run of a policy, not of an image model: see `diffrl finetune policy --help`."
             )
         folder.verified(path / CONFIG)
-        config, file = load(path / CONFIG), path / EVALUATIONS
+        config, file = stored.load(path / CONFIG), path / EVALUATIONS
         try:
-            return cls(path, config, read_history(file) if file.exists() else [])
+            return cls(path, config, stored.read_history(file) if file.exists() else [])
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
@@ -222,29 +218,34 @@ def _forget_folder(file: Path) -> None:
 
 def said_of_model(model: Path, started: str) -> str:
     """What a run's `model` is, and how it is used again. started: the model that the run began with."""
-    variant = started.partition(":")[0] if started.startswith(("control:", "reference:", "video:")) else ""
-    adapters = (model / PEFT).is_file() or (model / DIFFUSERS).is_file()
-    whose = "peft's" if (model / PEFT).is_file() else "diffusers'"
-    if variant == "reference" and adapters:
-        return (
-            f"{model} (LoRA adapters, {whose} format, for the model with reference attention: --model {started} "
-            f"--adapter {model}; docs/supervised.md says how it is used elsewhere)"
-        )
-    if variant in ("control", "video"):
-        return f"{model} ({'LoRA adapters in ' * adapters}{whose} format)"
-    if (model / SECOND).is_file():
-        return (
-            f"{model} (LoRA adapters of two networks, diffusers' format: --adapter {model}; in diffusers "
-            f'pipeline.load_lora_weights("{model}"), then the same with weight_name="{SECOND}", '
-            "load_into_transformer_2=True)"
-        )
+    variant, elsewhere = divided(started)[0], ""
     if (model / PEFT).is_file():
-        return f"{model} (LoRA adapters, peft's format: --adapter {model})"
-    if (model / DIFFUSERS).is_file():
-        return f"{model} (LoRA adapters, diffusers' format: pipeline.load_lora_weights, or --adapter {model})"
-    if (model / "model_index.json").is_file():
-        return f"{model} (a diffusers pipeline: --model {f'{variant}:' * bool(variant)}{model})"
-    return f"{model} (diffusers' format)"
+        what = "LoRA adapters, peft's format"
+    elif (model / SECOND).is_file():
+        what = "LoRA adapters of two networks, diffusers' format"
+        load = f'pipeline.load_lora_weights("{model}")'
+        elsewhere = f'; in diffusers {load}, then the same with weight_name="{SECOND}", load_into_transformer_2=True'
+    elif (model / DIFFUSERS).is_file():
+        what, elsewhere = "LoRA adapters, diffusers' format", "" if variant else "; or pipeline.load_lora_weights"
+    else:
+        what = "a diffusers pipeline" if (model / "model_index.json").is_file() else "diffusers' format"
+    adapters = what.startswith("LoRA")
+    if variant == "reference" and adapters:
+        elsewhere = "; docs/supervised.md says how it is used elsewhere"
+    return f"{model} ({what}: {trained_further(model, started, adapters)}{elsewhere})"
+
+
+def trained_further(model: Path, started: str, adapters: bool) -> str:
+    """The options by which `diffrl finetune` begins with a run's `model`.
+
+    started: the model that the run began with. adapters: whether LoRA adapters were trained, and not it all.
+    """
+    variant, pipeline = divided(started)
+    if adapters or variant == "control":  # a branch, which is no model by itself
+        return f"--model {started} --adapter {model}"
+    if variant == "video":
+        return f"--model video:COPY, a copy of {pipeline} with {model}/unet as its unet"
+    return f"--model {f'{variant}:' * bool(variant)}{model}"
 
 
 def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
@@ -253,17 +254,17 @@ def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:
     for name in ("model", "data"):  # a folder, or a name
         if isinstance(values.get(name), str):
             values[name] = _at_home(values[name])
-    for name in SCORED_BY:
+    for name in stored.SCORED_BY:
         if ":" in (values.get(name) or ""):
-            values[name] = " + ".join(absolute(text)[0] for text in values[name].split(" + "))
+            values[name] = " + ".join(stored.absolute(text)[0] for text in values[name].split(" + "))
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _at_home(name: str) -> str:
     """The name of a model or of data, absolute where it is a folder's, behind VARIANT: too."""
-    variant, colon, folder = name.partition(":")
-    if colon and variant in VARIANTS and Path(folder).is_dir():
-        return f"{variant}:{Path(folder).absolute()}"
+    variant, pipeline = divided(name)
+    if variant and Path(pipeline).is_dir():
+        return f"{variant}:{Path(pipeline).absolute()}"
     return str(Path(name).absolute()) if name not in ("digits", *TINY) and Path(name).is_dir() else name
 
 
@@ -380,8 +381,8 @@ def grid_path(folder: Path, number: int) -> Path:
 
 def short_name(model: str) -> str:
     """A model's name for a title: of a path its last part; of a run's `model` the run's; behind VARIANT: as it is."""
-    variant, colon, pipeline = model.partition(":")
-    if colon and variant in VARIANTS:
+    variant, pipeline = divided(model)
+    if variant:
         return f"{variant}:{short_name(pipeline)}"
     path = Path(model)
     return path.parent.name if path.name == MODEL and path.parent.name else path.name or model

@@ -9,6 +9,9 @@ from diffrl.support import folder
 from diffrl.support.errors import UserError
 from diffrl.support.files import read_json
 
+_EVALUATED, _SAVED = f"the last entry of {EVALUATIONS}", "the checkpoint of round {}"
+"""Parts of a finished run."""
+
 
 def has_weights(model: Path) -> bool:
     """Whether the folder of a model, a diffusers pipeline or an adapter, has its parts with all their weights.
@@ -38,6 +41,15 @@ def is_whole(run: FinetuneRun, config: FinetuneConfig) -> bool:
     return lost(run, config) == []
 
 
+def measures_again(run: FinetuneRun, config: FinetuneConfig) -> bool:
+    """Whether a run that goes on as `config` asks makes an evaluation: it is not finished, or lacks what it ended with.
+
+    Its picture and model are made again without one.
+    """
+    gone = lost(run, config)
+    return gone is None or _EVALUATED in gone or _SAVED.format(config.rounds) in gone
+
+
 def lost(run: FinetuneRun, config: FinetuneConfig) -> list[str] | None:
     """The parts of a finished run that are gone, damaged or too old, and can be made again; None: it is not finished.
 
@@ -52,11 +64,11 @@ def lost(run: FinetuneRun, config: FinetuneConfig) -> list[str] | None:
     made = [file for file in (path / EVALUATIONS, *(grid_path(path, n) for n in rounds)) if file.is_file()]
     saved = [path / "checkpoints" / f"{done:09d}" / name for name in ("state.json", "state.safetensors")]
     checks: dict[str, Callable[[], bool]] = {
-        f"the last entry of {EVALUATIONS}": lambda: not run.damaged and rounds[-1:] == [done],
+        _EVALUATED: lambda: not run.damaged and rounds[-1:] == [done],
         str(last.relative_to(path)): last.is_file,
         MODEL: lambda: has_weights(path / MODEL),
         PICTURE: lambda: all(file.stat().st_mtime_ns <= picture.stat().st_mtime_ns for file in [picture, *made]),
-        f"the checkpoint of round {done}": lambda: all(folder.verified(file, say=False) for file in saved),
+        _SAVED.format(done): lambda: all(folder.verified(file, say=False) for file in saved),
     }
     return [name for name, there in checks.items() if not _true(there)]
 

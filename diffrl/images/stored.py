@@ -1,12 +1,16 @@
 """What a run keeps, read back from its files: settings, evaluations, and the files of its rewards. No torch."""
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from diffrl.images.config import ALGORITHMS, NOTHING, FinetuneConfig, schema_of
-from diffrl.images.rewards.arguments import path_in
+from diffrl.images.lists import metadata_rows, read_prompts
+from diffrl.images.rewards.arguments import path_in, server_in
 from diffrl.images.rewards.base import Reward, parts_of
 from diffrl.images.rewards.entry import TERM, is_single
 from diffrl.support import folder
@@ -19,10 +23,14 @@ MEASURED_BY = "measured_by"
 """What `run.json` calls the settings that decide what an evaluation measures."""
 SAMPLING = ("seed", "eval_samples", "steps", "eta", "guidance", "size", "frames")
 """Those by which two runs of one model are evaluated on other images, besides the prompts."""
-MEASURING = ("model", "adapter", "reward", "held_out", *SAMPLING)
-"""All of them besides the prompts and, where no file has these, what they may be of: `data` and `pairs`."""
+MEASURING = ("model", "adapter", "precision", *SCORED_BY, *SAMPLING)
+"""All of them besides the prompts."""
+PROMPTS, DIGESTS = "prompts", "files"
+"""What `measured_by` has besides: a digest of the prompts, and those of the rewards' files by their absolute paths."""
 FILES_OF_REWARDS = "reward_files"
-"""What `run.json` calls the files of the rewards, by their absolute paths."""
+"""What `run.json` calls the files of the rewards, by their absolute paths, and their servers that have moved."""
+_EXTRAS = {"control": ("control",), "reference": ("reference",), "video": ("reference", "frames")}
+"""By the variant of a model: what of an example, besides its prompt, is given to the model in evaluations."""
 
 
 def absolute(term: str) -> tuple[str, tuple[Path, str] | None]:
@@ -42,28 +50,110 @@ def absolute(term: str) -> tuple[str, tuple[Path, str] | None]:
     return f"{term[: before + start]}{home}{term[before + end :]}", (home, typed)
 
 
-def files_of(config: FinetuneConfig, before: Mapping[str, Any] = {}) -> dict[str, dict[str, str]]:
-    """The files and folders that a run's rewards name, by their absolute paths: how they were `written`, and, of a
-    file, the SHA-256 digest of its content.
+def digests_of(config: FinetuneConfig) -> dict[str, str]:
+    """The SHA-256 digests of the files that a run's rewards name, by their absolute paths."""
+    specs = [getattr(config, name, None) or "" for name in SCORED_BY]
+    files = [file[0] for spec in specs for text in spec.split(" + ") if (file := absolute(text)[1]) is not None]
+    return {str(home): sha256(home) for home in files if home.is_file()}
 
-    before: the same of the run that goes on, whose settings have absolute paths, but names as they were written.
+
+def digest_of_prompts(config: FinetuneConfig) -> str | None:
+    """The SHA-256 digest of the prompts of a run's evaluations, with what is known of each; None: the model's own.
+
+    They are those of a file, or of its images or pairs. Raises UserError where these cannot be read.
     """
-    found = {}
-    for spec in (getattr(config, name, None) for name in SCORED_BY):
-        for _, file in (absolute(text) for text in (spec or "").split(" + ")):
+    data, pairs = getattr(config, "data", None), getattr(config, "pairs", None)
+    if config.prompts is not None:
+        prompts: list[Any] = list(zip(*read_prompts(config.prompts), strict=True))
+    elif data not in (None, "digits"):
+        extras = _EXTRAS.get(config.model.partition(":")[0], ())
+        prompts = [[row.get("text"), *(row.get(name) for name in extras)] for _, row in metadata_rows(Path(data))]
+    elif pairs is not None:
+        prompts = [[text] for text in dict.fromkeys(str(row.get("text")) for _, row in metadata_rows(pairs))]
+    else:
+        return None
+    return folder.digest(json.dumps(prompts, sort_keys=True).encode())
+
+
+def files_of(
+    config: FinetuneConfig, before: Mapping[str, Any] = {}, measured: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, str]]:
+    """The files and folders that a run's rewards name, by their absolute paths: how they were `written`, and, of a
+    file, the SHA-256 digest of its content. Also the addresses of servers that have moved, and how they were written.
+
+    before, measured: the same of the run that goes on, whose settings have absolute paths, but names as they were
+    written; and its `measured_by`. What has moved is `written` as it was.
+    """
+    digests, measured = digests_of(config), measured or {}
+    found: dict[str, dict[str, str]] = {}
+    for name in SCORED_BY:
+        old_terms = str(measured.get(name) or "").split(" + ")
+        for term, old in zip_longest((getattr(config, name, None) or "").split(" + "), old_terms, fillvalue=""):
+            text, file = absolute(term)
+            same = same_reward(old, text, measured.get(DIGESTS) or {}, digests)
+            moved = dict(zip(_named(text), _named(old), strict=True)) if same else {}
+            for place, old_place in moved.items():
+                address = before.get(old_place, {}).get("written", old_place)
+                if "://" in place and place != address:
+                    found[place] = {"written": address}
             if file is not None:
-                home, typed = file
-                written = before.get(str(home), {}).get("written", typed)
-                digest = {"sha256": sha256(home)} if home.is_file() else {}
-                found[str(home)] = {"written": written, **digest}
+                home, typed = str(file[0]), file[1]
+                digest = {"sha256": digests[home]} if home in digests else {}
+                alike = [one for one in before.values() if digest and one.get("sha256") == digest["sha256"]]
+                known = [before[path] for path in (moved.get(home, home), home) if path in before] + alike
+                found[home] = {"written": known[0]["written"] if known else typed, **digest}
     return found
 
 
+def same_reward(before: str, now: str, files_before: Mapping[str, str], files_now: Mapping[str, str]) -> bool:
+    """Whether two texts of a reward, paths absolute, are of one: with the same files, and servers wherever they are.
+
+    files_before, files_now: the digests of the files that there are, by path. Where none is known of a file or folder
+    of before, another is taken for it if it is gone.
+    """
+    terms = [[_divided(term) for term in spec.split(" + ")] for spec in (before, now)]
+    if [text for text, _ in terms[0]] != [text for text, _ in terms[1]]:
+        return False
+    places = [[place for _, found in of for place in found] for of in terms]
+    return len(places[0]) == len(places[1]) and all(
+        "://" in old or _same_file(old, new, files_before, files_now) for old, new in zip(*places, strict=True)
+    )
+
+
+def _same_file(old: str, new: str, files_before: Mapping[str, str], files_now: Mapping[str, str]) -> bool:
+    """Whether two files, or folders, of rewards are one: see `same_reward`. Who reads a file says that it is gone."""
+    if old in files_before and new in files_now:
+        return files_before[old] == files_now[new]
+    paths = Path(old).is_absolute() and Path(new).is_absolute()  # and no ids of the hub
+    return old == new or (paths and old not in files_before and not Path(old).exists())
+
+
+def _divided(term: str) -> tuple[str, list[str]]:
+    """A term of a reward with blanks for where a server, and a file or folder, is; and these places."""
+    match = TERM.fullmatch(term)
+    if match is None or match["argument"] is None:
+        return term, []
+    name, argument = match["name"], match["argument"]
+    spans = [span for span in (server_in(name, argument), path_in(name, argument, there=False)) if span is not None]
+    places = [argument[start:end] for start, end in spans]
+    for start, end in reversed(spans):
+        argument = f"{argument[:start]}\0{argument[end:]}"
+    return f"{term[: match.start('argument')]}{argument}", places
+
+
+def _named(term: str) -> list[str]:
+    """The addresses, whole, and paths of a term, as names of rewards have them."""
+    match = TERM.fullmatch(term)
+    places = _divided(term)[1]
+    return [match["argument"].partition("#")[0] if match is not None and "://" in place else place for place in places]
+
+
 def written(spec: str, files: Mapping[str, Mapping[str, str]]) -> str:
-    """A reward's text, or its name, with its files as they were written when the run began."""
-    for home, file in sorted(files.items(), reverse=True):  # a longer path before one that it begins with
-        spec = spec.replace(home, file["written"]) if home != file["written"] else spec
-    return spec
+    """A reward's text, or its name, with its files and servers as they were written when the run began."""
+    if not files:
+        return spec
+    either = "|".join(re.escape(home) for home in sorted(files, reverse=True))  # a longer one before its beginning
+    return re.sub(rf"({either})(?=#|\s|$)", lambda match: files[match[1]]["written"], spec)
 
 
 def as_written(reward: Reward | None, files: Mapping[str, Mapping[str, str]]) -> None:

@@ -52,9 +52,8 @@ def resume(
     kind = kinds.kind_of(path)
     if kind not in (IMAGES, IMAGES_DISTIL) and not folder.steps(path):  # of images, some begin anew
         raise UserError(folder.without_checkpoint(path))
-    if accept_changes and path.is_dir():
-        with held(path):
-            take_edited(path, kind)
+    if accept_changes:
+        take_edited(path, kind)
     if stop_kl is not None and kind != IMAGES:
         raise UserError(f"--stop-kl is for runs that fine-tune image models, and {path} is none.")
     if eval_workers is not None and kind != kinds.OFFLINE:
@@ -112,12 +111,15 @@ def resume(
 
 def take_edited(path: Path, kind: str) -> None:
     """Take the settings of a run of this kind as they were edited. Raises UserError where that may not be."""
-    if kind == IMAGES:
-        from diffrl.images.comparable import accept
+    if not path.is_dir():
+        return
+    with held(path):
+        if kind == IMAGES:
+            from diffrl.images.comparable import accept
 
-        accept(path)
-    else:
-        folder.accept(path)
+            accept(path)
+        else:
+            folder.accept(path)
 
 
 def _resume(run: "Run", eval_workers: int | None, options: dict[str, Any]) -> Path:

@@ -137,12 +137,15 @@ def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.Capt
     assert main(["finetune", *SMALL, "--out", "whole"]) == 0
     assert "whole/model (a diffusers pipeline: --model whole/model)" in heard()
     assert main(["finetune", *SMALL, "--lora", "2", "--out", "lora"]) == 0
-    assert "lora/model (LoRA adapters, peft's format: --adapter lora/model)" in heard()
+    assert "lora/model (LoRA adapters, peft's format: --model tiny-digits --adapter lora/model)" in heard()
     assert main(["finetune", *SMALL, "--adapter", "lora/model", "--out", "further"]) == 0
     assert "LoRA of rank 2" in heard()
     assert FinetuneRun.read(quick / "further").config.lora == 2
-    assert said_of_model(quick / "lora/model", "control:ID").endswith("/model (LoRA adapters in peft's format)")
-    assert said_of_model(quick, "control:ID") == f"{quick} (diffusers' format)"
+    assert said_of_model(quick / "lora/model", "control:ID").endswith(
+        f"(LoRA adapters, peft's format: --model control:ID --adapter {quick}/lora/model)"
+    )
+    assert said_of_model(quick, "control:ID").endswith(f"(diffusers' format: --model control:ID --adapter {quick})")
+    assert f"--model video:COPY, a copy of ID with {quick}/unet as its unet" in said_of_model(quick, "video:ID")
     with pytest.raises(UserError, match="holds no whole model: --model tiny-digits --adapter lora/model"):
         load_model("lora", lora=None)
     modes = {file.stat().st_mode for name in ("lora", "whole") for file in (quick / name).rglob("*") if file.is_file()}

@@ -7,9 +7,13 @@ import pytest
 
 from diffrl.cli import main
 from diffrl.images import FinetuneConfig
+from diffrl.images.rewards import parse, serve
 from diffrl.images.rewards.registry import check
 from diffrl.images.run import FinetuneRun, plain
-from diffrl.support.files import read_yaml
+from diffrl.images.stored import written
+from diffrl.support.files import read_yaml, to_yaml
+from diffrl.support.folder import write_json
+from tests.images.rewards.test_remote import running
 from tests.images.test_command import SMALL
 
 FUNCTION = """
@@ -68,7 +72,45 @@ def test_rewards_of_ones_own_go_on_from_another_directory_under_their_names(
     spreads = json.loads((newest / "state.json").read_text())["spreads"]
     assert set(spreads["rounds"]) == {"jpeg", "python:mine.py#bright"}
 
+    # Of a run of before, which has no digests that its evaluations are measured by, it is said once.
+    about = json.loads((quick / "run/run.json").read_text())
+    del about["measured_by"]["files"]
+    write_json(quick / "run/run.json", about)
     (quick / "mine.py").write_text(FUNCTION.replace("images.mean", "-images.mean"))
-    for queries, times in (("64", 1), ("80", 0)):  # it is said once
+    for queries, times in (("64", 1), ("80", 0)):
         assert main(["resume", "../run", "--queries", queries]) == 0
         assert " ".join(capsys.readouterr().err.split()).count("mine.py has changed since the run was last") == times
+
+
+def test_what_has_moved_keeps_its_names(quick: Path) -> None:
+    """Of a file and of a server: parts of evaluations, and the spreads of --scale-rewards, are by the names."""
+    Path("mine.py").write_text(FUNCTION)
+    mean = parse("python:mine.py#bright", device="cpu")
+    with running(serve.server(mean)) as one, running(serve.server(mean)) as two:
+        words = ["--reward", f"jpeg + 2*python:mine.py#bright + remote:{one}/a", "--scale-rewards"]
+        assert main(["finetune", *SMALL, *words, "--out", "run"]) == 0
+        Path("other").mkdir()
+        for place, address, queries in (("other/its.py", two, "48"), ("third.py", one, "64"), ("4.py", two, "80")):
+            Path(place).write_text(FUNCTION)  # and the file of before is there still
+            file = Path("run/finetune.yaml")
+            reward = f"jpeg + 2*python:{quick / place}#bright + remote:{address}/a"
+            file.write_text(to_yaml({**read_yaml(file), "reward": reward}))
+            assert main(["resume", "run", "--queries", queries, "--accept-changes"]) == 0
+    run = FinetuneRun.read("run")
+    names = {"jpeg", "python:mine.py#bright", f"remote:{one}/a"}
+    assert [entry["round"] for entry in run.history][-1] == 5
+    for entry in run.history:
+        assert {name for name in entry if name.startswith("reward: ")} == {f"reward: {name}" for name in names}
+    newest = sorted(Path("run/checkpoints").iterdir())[-1]
+    spreads = json.loads((newest / "state.json").read_text())["spreads"]
+    assert set(spreads["rounds"]) == names
+    assert set(spreads["rounds"].values()) == {5}, "begun once"
+    assert run.reward_written("reward") == f"jpeg + 2*python:mine.py#bright + remote:{one}/a"
+
+
+def test_names_are_written_once_however_places_are_exchanged() -> None:
+    """And a path, or an address, that another begins with is not taken for that one."""
+    files = {"/a.py": "/b.py", "/b.py": "/a.py", "http://x/a": "http://y/a"}
+    files = {place: {"written": was} for place, was in files.items()}
+    assert written("python:/a.py#f + 2*python:/b.py#f", files) == "python:/b.py#f + 2*python:/a.py#f"
+    assert written("remote:http://x/ab + remote:http://x/a", files) == "remote:http://x/ab + remote:http://y/a"

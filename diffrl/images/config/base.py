@@ -444,13 +444,19 @@ def check_pipeline(name: str) -> None:
         raise UserError(NO_FOLDER.format(name))
 
 
+def divided(model: str) -> tuple[str, str]:
+    """The variant that a model's name begins with, "" for none, and the rest."""
+    variant, colon, pipeline = model.partition(":")
+    return (variant, pipeline) if colon and variant in VARIANTS else ("", model)
+
+
 def check_model(name: str) -> None:
     """Raise UserError for a name that is no built-in model, no variant of a pipeline, no folder and no hub id.
 
     Whether a hub has the model, and a folder a pipeline, is seen where it is loaded.
     """
-    variant, _, pipeline = name.partition(":")
-    special = variant in VARIANTS and bool(pipeline)
+    variant, pipeline = divided(name)
+    special = bool(variant and pipeline)
     if not special and name not in TINY and "/" not in name and "\\" not in name and not Path(name).exists():
         near = closest(name, TINY)
         meant = "." if near is None else f": did you mean {near!r}?"

@@ -108,8 +108,15 @@ FIRST = (
 """The rewards of ours whose argument begins with a path; behind it may be # and more."""
 
 
-def path_in(name: str, argument: str) -> tuple[int, int] | None:
-    """Where in a reward's argument the path of a file or folder stands, from and to; None: there is no such file."""
+SERVED = ("remote", "vlm", "unifiedreward")
+"""Those whose argument begins with a server's address; behind it may be # and more."""
+
+
+def path_in(name: str, argument: str, there: bool = True) -> tuple[int, int] | None:
+    """Where in a reward's argument the path of a file or folder stands, from and to; None: it has none.
+
+    there: whether there must be such a file or folder.
+    """
     if name in FIRST and not argument.isdecimal():  # human:4
         start, end = 0, len(argument.partition("#")[0])
     elif name == "vlm" and argument.count("#") > 1:
@@ -117,7 +124,13 @@ def path_in(name: str, argument: str) -> tuple[int, int] | None:
     else:
         return None
     text = argument[start:end]
-    return (start, end) if text and Path(text).expanduser().exists() else None
+    return (start, end) if text and (not there or Path(text).expanduser().exists()) else None
+
+
+def server_in(name: str, argument: str) -> tuple[int, int] | None:
+    """Where in a reward's argument a server's scheme, host and port stand, from and to; None: it has none."""
+    match = re.match(r"https?://[^/?#\s]+", argument) if name in SERVED else None
+    return None if match is None else match.span()
 
 
 def votes_of(argument: str) -> int | Path:

@@ -150,6 +150,7 @@ class Judge:
             )
         self._key = os.environ.get(KEY, "") if key is None else key
         check_secret(self._key, f"${KEY}")
+        self._called = name  # of errors: `name` may become that of where it was before
         self.name, self.url, self.model, self.question = name, url.rstrip("/"), model, question
         self.timeout, self.retries, self.pause, self.at_once = timeout, retries, pause, at_once
         self.cache = cache
@@ -213,7 +214,7 @@ class Judge:
         body = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         try:
             score, text = patiently(
-                self.name,
+                self._called,
                 lambda: self._judgement(body),
                 server=self._server,
                 retries=self.retries,
@@ -234,7 +235,7 @@ class Judge:
         try:
             answer = self._posted(body)
         except TooLong as error:
-            raise RewardError(f"{self.name}: {error}") from error
+            raise RewardError(f"{self._called}: {error}") from error
         text = self._safe(self._text(answer))
         score = self.question.score(text)
         if score is None:
@@ -278,7 +279,7 @@ class Judge:
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             said = self._safe(answer.decode(errors="replace"))  # before it is cut: half a key is one too
             no_completion = RewardError(
-                f"{self.name}: the answer is no chat completion but {said[:60]!r}. Is {self.url} the address before "
+                f"{self._called}: the answer is no chat completion but {said[:60]!r}. Is {self.url} the address before "
                 "/chat/completions of an OpenAI-compatible server?"
             )
             if isinstance(error, ValueError):

@@ -75,7 +75,7 @@ class Remote:
         token: str | None = None,
     ) -> None:
         check_address("remote", url, TOKEN, "remote:http://localhost:8000")
-        self.name = f"remote:{url}"
+        self.name = self._called = f"remote:{url}"  # of errors: `name` may become that of where it was before
         self._token = os.environ.get(TOKEN, "") if token is None else token
         check_secret(self._token, f"${TOKEN}")
         self.url, self.batch, self.timeout, self.retries, self.pause = url, batch, timeout, retries, pause
@@ -95,9 +95,9 @@ class Remote:
         try:
             body = json.dumps({key: list(values) for key, values in request.items()}).encode()
         except (TypeError, ValueError) as error:
-            raise RewardError(f"{self.name}: the metadata cannot be sent as JSON: {first_line(error)}") from error
+            raise RewardError(f"{self._called}: the metadata cannot be sent as JSON: {first_line(error)}") from error
         return patiently(
-            self.name,
+            self._called,
             lambda: self._scores(self._post(body), len(request["images"])),
             server=self._server,
             retries=self.retries,
@@ -112,23 +112,23 @@ class Remote:
         try:
             return post(self.url, body, secret=self._token, timeout=self.timeout, most=most)
         except TooLong as error:
-            raise RewardError(f"{self.name}: {error}; see diffrl's protocol") from error
+            raise RewardError(f"{self._called}: {error}; see diffrl's protocol") from error
 
     def _scores(self, answer: bytes, count: int) -> list[float]:
         """The scores an answer holds. Raises Broken for no JSON, RewardError for another than the protocol's."""
         try:
             content = json.loads(answer)
         except (ValueError, RecursionError) as error:
-            no_json = RewardError(f"{self.name}: the answer is no JSON but {answer[:60]!r}; see diffrl's protocol")
+            no_json = RewardError(f"{self._called}: the answer is no JSON but {answer[:60]!r}; see diffrl's protocol")
             raise Broken(f"no JSON but {answer[:60]!r}", no_json) from error
         scores = content.get("scores") if isinstance(content, dict) else None
         if not isinstance(scores, list):
-            raise RewardError(f'{self.name}: the answer has no list "scores": {answer[:60]!r}')
+            raise RewardError(f'{self._called}: the answer has no list "scores": {answer[:60]!r}')
         if len(scores) != count:
-            raise RewardError(f"{self.name} gave {len(scores)} scores for {count} images")
+            raise RewardError(f"{self._called} gave {len(scores)} scores for {count} images")
         for i, score in enumerate(scores):
             if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
                 raise RewardError(
-                    f"{self.name}: score {i} of {count} is {repr(score)[:40]}; it must be a finite number"
+                    f"{self._called}: score {i} of {count} is {repr(score)[:40]}; it must be a finite number"
                 )
         return [float(score) for score in scores]
