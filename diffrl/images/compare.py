@@ -12,9 +12,7 @@ from typing import Any
 
 from diffrl.images.config.base import NOTHING
 from diffrl.images.run import (
-    HELD_OUT_PART,
     PANELS,
-    PART,
     SAID,
     FinetuneRun,
     counts_by,
@@ -24,7 +22,7 @@ from diffrl.images.run import (
     read_grid,
     short_name,
 )
-from diffrl.images.stored import MEASURED_BY, SAMPLING
+from diffrl.images.stored import HELD_OUT_PART, MEASURED_BY, PART, SAMPLING
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.failure import error_of
 from diffrl.support.names import apart, breakable, wrapped

@@ -26,7 +26,7 @@ from torch import Tensor
 from diffrl.diffusion import Denoise
 from diffrl.images.model import Condition, NotFinite
 from diffrl.images.rewards import Reward
-from diffrl.images.run import HELD_OUT_PART, PART, FinetuneRun
+from diffrl.images.run import FinetuneRun
 from diffrl.images.samples import (
     EVALUATION,
     PROBE_NOISE,
@@ -43,6 +43,7 @@ from diffrl.images.samples import (
     score,
     times_of,
 )
+from diffrl.images.stored import HELD_OUT_PART, PART
 from diffrl.support.errors import joined
 from diffrl.training.logs import MetricsLog
 

@@ -40,8 +40,6 @@ PICTURE = "before_after.png"
 MODEL = "model"
 """The folder in it of what was trained."""
 
-PART, HELD_OUT_PART = "reward: ", "held_out: "
-"""What the name of a part of a summed reward, or held-out reward, begins with, in an evaluation."""
 SAID: dict[str, str] = {
     "loss": "training loss since the last evaluation",
     "reward": "reward",
@@ -111,9 +109,7 @@ class FinetuneRun:
         """
         if not asks_a_person(getattr(self.config, "reward", None)):
             return self.history
-        without = [{n: v for n, v in entry.items() if not _by_votes(n)} for entry in self.history]
-        preferred = any(map(_preferring, self.history[-1:]))
-        return without[:-1] + (self.history if preferred else without)[-1:]
+        return stored.of_one_scale(self.history)
 
     @property
     def measured_by(self) -> dict[str, Any]:
@@ -176,16 +172,6 @@ class FinetuneRun:
         except folder.Damaged as error:
             folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
             return cls(path, config, damaged=True)
-
-
-def _by_votes(measure: str) -> bool:
-    """Whether a measure of a run that asks a person goes by the votes."""
-    return measure == "reward" or measure.startswith(f"{PART}human")
-
-
-def _preferring(entry: dict[str, Any]) -> bool:
-    """Whether votes have preferred an image of an evaluation by then; where they have not, all scores by them are 0."""
-    return any([value for name, value in entry.items() if name.startswith(f"{PART}human")] or [entry.get("reward")])
 
 
 def drop_model(path: Path) -> None:
@@ -279,7 +265,7 @@ def decimals(value: float) -> str:
 def evaluation_line(entry: dict[str, Any], config: FinetuneConfig) -> str:
     """The line of an evaluation: after how many rounds and images, and what was measured."""
     n, what = config.seen(entry["round"], entry["queries"])
-    voted = not asks_a_person(config.scored_by) or (entry["round"] > 0 and _preferring(entry))
+    voted = not asks_a_person(config.scored_by) or (entry["round"] > 0 and stored.preferring(entry))
     names = ("loss", *(["reward"] if voted else []), "held_out", "class_accuracy", "kl", "diversity")
     shown = "  ".join(f"{name.replace('_', ' ')} [bold]{decimals(entry[name])}[/]" for name in names if name in entry)
     return f"round {entry['round']:>4}  {n:>6,} {what}  {shown}"
@@ -294,7 +280,8 @@ def print_run(run: FinetuneRun) -> None:
     for name, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     parts, held_out = (
-        {name: f"  {name.removeprefix(of)}" for name in last if name.startswith(of)} for of in (PART, HELD_OUT_PART)
+        {name: f"  {name.removeprefix(of)}" for name in last if name.startswith(of)}
+        for of in (stored.PART, stored.HELD_OUT_PART)
     )
     summed = {name: SAID[name] for name in ("loss", "reward")} | parts | {"held_out": SAID["held_out"]} | held_out
     for name, text in {**summed, **SAID}.items():

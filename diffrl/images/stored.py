@@ -17,6 +17,8 @@ from diffrl.support import folder
 from diffrl.support.files import read_yaml, sha256
 from diffrl.support.schema import read
 
+PART, HELD_OUT_PART = "reward: ", "held_out: "
+"""What the name of a part of a summed reward, or held-out reward, begins with, in an evaluation."""
 SCORED_BY = ("reward", "held_out")
 """The settings that are rewards."""
 MEASURED_BY = "measured_by"
@@ -187,6 +189,23 @@ def load(path: Path) -> FinetuneConfig:
     if "held_out" in values and values["held_out"] is None and not is_single(config.scored_by or ""):
         return dataclasses.replace(config, held_out=NOTHING)  # begun before sums had companions
     return config
+
+
+def of_one_scale(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations of a run that asks a person, with scores by votes in the last one alone: see `FinetuneRun`."""
+    without = [{n: v for n, v in entry.items() if n != "reward" and not _of_votes(n)} for entry in history]
+    preferred = any(map(preferring, history[-1:]))
+    return without[:-1] + (history if preferred else without)[-1:]
+
+
+def preferring(entry: Mapping[str, Any]) -> bool:
+    """Whether votes have preferred an image of an evaluation by then; where they have not, all scores by them are 0."""
+    return any([value for name, value in entry.items() if _of_votes(name)] or [entry.get("reward")])
+
+
+def _of_votes(measure: str) -> bool:
+    """Whether a measure is of the part of a sum that goes by votes."""
+    return measure.startswith(f"{PART}human")
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
