@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fidelity import FAULTS, Data, as_rows, pendulum, report_on
+from scipy.stats import norm
 
 from diffrl.augment.fidelity.learned import FEWEST, NEAR, REACH, Floats, Slope, learned_error
 from diffrl.augment.fidelity.measures import Pair
-from diffrl.augment.fidelity.verdicts import findings, lacking, look_first, uselessness, verdict_of
+from diffrl.augment.fidelity.verdicts import findings, following, lacking, look_first, uselessness, verdict_of
 from diffrl.augment.synther.augmenter import synther
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.data import d4rl
@@ -131,11 +132,97 @@ def test_few_rows_are_not_asked_about() -> None:
         (Slope(0.9, 0.01), Slope(1.0, 0.01), False),  # surely less, but enough
         (Slope(0.1, 0.3), Slope(1.0, 0.05), False),  # perhaps
         (Slope(0.0, 0.01), Slope(0.1, 0.1), False),  # real rows have nothing of it
+        (Slope(1.04, 0.05), Slope(3.93, 0.1), False),  # real rows have more than all by luck
         (Slope(math.nan, math.nan), Slope(math.nan, math.nan), False),
     ],
 )
 def test_rows_lack_what_is_foretold_where_that_is_sure(made: Slope, real: Slope, lacks: bool) -> None:
     assert lacking(made, real, 0.5) == lacks
+
+
+def sparse(n: int, rng: np.random.Generator, share: float) -> Floats:
+    """Rows of a linear world whose reward is 1 in a share of states, and 0 elsewhere."""
+    s, a = rng.standard_normal((n, 4)), rng.uniform(-1, 1, (n, 2))
+    paid = (s[:, 0] + 0.3 * s[:, 1]) / np.sqrt(1.09) > norm.isf(share)
+    return np.concatenate([s, a, paid[:, None], s + 0.3 * np.tile(a, 2), np.zeros((n, 1))], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.01, 0), (0.01, 12), (0.01, 14), (0.03, 1), (0.03, 2)])
+def test_rare_rewards_are_not_accused(share: float, seed: int) -> None:
+    """Of two held-out rows with a reward no slope is to be had, however small its standard error."""
+    rng = np.random.default_rng(seed)
+    fit, fresh, made = (sparse(n, rng, share) for n in (4_000, 200, 2_000))
+    learned = learned_error(fit, made, fresh, 4, 2, seed)
+    assert learned is not None
+    assert following(learned, False) == []
+
+
+@pytest.mark.parametrize(("share", "noise"), [(0.15, 0.02), (0.3, 0.05)])
+def test_small_errors_of_rare_rewards_are_small(share: float, noise: float) -> None:
+    """Beside the median error of 0, they are large."""
+    rng = np.random.default_rng(0)
+    fit, fresh, made = (sparse(n, rng, share) for n in (4_000, 400, 2_000))
+    broken = made.copy()
+    broken[:, 6] = rng.permutation(broken[:, 6])
+    made[:, 6] += noise * rng.standard_normal(len(made))
+    sound, wrong = (learned_error(fit, rows, fresh, 4, 2, 0) for rows in (made, broken))
+    assert sound is not None
+    assert wrong is not None
+    assert following(sound, False) == []
+    assert any(finding.useless for finding in following(wrong, False))
+
+
+def test_errors_are_no_larger_where_chance_makes_them_so() -> None:
+    """Of a noisy world few real rows are no floor, unless synthetic rows' errors are surely larger."""
+    data = pendulum(0, sum(SIZES), 1.0, False)
+    learned = report_on(data, "sound", 0, SIZES).learned
+    assert learned is not None
+    apart = replace(learned, following=Pair(0.9, 0.4), standing_still=1.0, reward=Pair(0.9, 0.4), other_rewards=1.0)
+    assert following(replace(apart, further=3.0, dearer=3.0), False) == []
+    assert len(following(replace(apart, further=4.0, dearer=4.0), False)) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_no_unit_of_measurement_matters(scale: float) -> None:
+    """Of a goal, which stays within an episode and is another in the next: a model's error of it is what it is."""
+    rng = np.random.default_rng(0)
+    goal = scale * rng.standard_normal((3_000, 1))
+    rows = linear(3_000, 0, 0.1).astype(np.float64)
+    rows = np.concatenate([rows[:, :2], goal, rows[:, 2:7], goal, rows[:, 7:]], 1)
+    rows[2_000:, 8] += 0.2 * scale * rng.standard_normal(1_000)
+    fit, fresh, made = np.split(rows.astype(np.float32), [1_500, 2_000])
+    learned = learned_error(fit, made, fresh, 3, 2, 0)
+    assert learned is not None
+    assert learned.following.synthetic == pytest.approx(0.85, abs=0.05)
+
+
+def test_repeated_rows_of_the_data_are_no_copies() -> None:
+    """A world of few states: each row was there before, of real rows too."""
+
+    def grid(n: int, seed: int) -> Floats:
+        rng = np.random.default_rng(seed)
+        s, a = rng.integers(0, 6, (n, 2)), rng.integers(-1, 2, (n, 1))
+        rows = [s, a, s[:, :1] == 5, (s + a).clip(0, 5), np.zeros((n, 1))]
+        return np.concatenate(rows, 1).astype(np.float32)
+
+    def resting(n: int, seed: int, share: float) -> Floats:
+        rows = linear(n, seed, 0.1)
+        rows[np.random.default_rng(seed).random(n) < share] = 0
+        return rows
+
+    sizes = (4_000, 400, 2_000)
+    alike = np.concatenate([grid(n, seed) for seed, n in enumerate(sizes)])
+    report = report_on(Data(alike, 2, 1, (-1, 1)), "sound", 0, sizes)
+    assert report.neighbours.usual == 1
+    assert not any(finding.measure == "nearest_neighbour" for finding in findings(report))
+    for share in (0.1, 0.6):
+        rows = np.concatenate([resting(n, seed, share) for seed, n in enumerate(sizes)])
+        report = report_on(Data(rows, 2, 2, (-1, 1)), "sound", 0, sizes)
+        assert verdict_of(report).word == NO_FAULT, verdict_of(report).sentence
+        assert report.neighbours.usual == pytest.approx(share, abs=0.1)
+        rows[4_400:] = rows[:2_000]  # copies, of the others too
+        copies = report_on(Data(rows, 2, 2, (-1, 1)), "sound", 0, sizes)
+        assert "Copies: 100%" in verdict_of(copies).sentence
 
 
 def test_rows_elsewhere_are_to_be_looked_at() -> None:

@@ -133,6 +133,7 @@ class FidelityReport:
                 "median": _as_json(near.median),
                 "quantile_1_percent": _as_json(near.low),
                 "share_closer_than_1_percent_of_real": near.closer,
+                "the_same_share_of_real": near.usual,
                 "median_of_shuffled_columns": near.shuffled,
             },
             "terminal_rate": _as_json(self.terminal_rate),
@@ -383,8 +384,10 @@ def _of_regressor(learned: LearnedError) -> dict[str, Any]:
         "share_within_reach": _as_json(learned.within),
         "median": _as_json(learned.following),
         "standing_still": _finite(learned.standing_still),
-        "reward_median": _as_json(learned.reward),
-        "reward_median_of_shuffled_rewards": _finite(learned.other_rewards),
+        "rank_above_real": _finite(learned.further),
+        "reward_rms": _as_json(learned.reward),
+        "reward_rms_of_shuffled_rewards": _finite(learned.other_rewards),
+        "reward_above_real": _finite(learned.dearer),
         "share_of_what_is_foretold": {
             name: {
                 "synthetic": _finite(made.value),

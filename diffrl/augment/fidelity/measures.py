@@ -21,6 +21,8 @@ TOLD = 0.6
 """The share of pairs in which rows are told apart from which on it is asked by which columns."""
 STEPS = 5_000
 """Rows the simulator is set to, a side."""
+RARE = 1e-3
+"""A probability from which on a difference is none of chance."""
 CLIPPED_MARGIN = 0.05
 """Velocities this near to where an observation clips them count as clipped: a model does not hit the bound exactly."""
 _ELEMENTS = 4_000_000  # distances held at once
@@ -47,9 +49,19 @@ class Neighbours:
     low: Pair
     """The 1 % quantiles of the distances."""
     closer: float
-    """Share of synthetic rows nearer to a training row than the real side's 1 % quantile; .01 is expected."""
+    """Share of synthetic rows no farther from a training row than the real side's 1 % quantile."""
+    usual: float
+    """The same share of the real side: about .01, and more where the data repeat rows."""
     shuffled: float
     """The median distance of `shuffled` rows: what a model gets that knows each column, and nothing else."""
+
+    @property
+    def copied(self) -> float:
+        """The share of synthetic rows nearer than is usual, of those that need not be; 0 where chance explains it."""
+        shares = Pair(self.closer, self.usual)
+        if self.closer <= self.usual or by_chance(shares, (len(self.synthetic), len(self.real))) >= RARE:
+            return 0.0
+        return (self.closer - self.usual) / (1 - self.usual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +217,7 @@ def neighbours(
         median=Pair(float(np.median(of_made)), float(np.median(of_real))),
         low=Pair(float(np.quantile(of_made, 0.01)), low),
         closer=float((of_made <= low).mean()),
+        usual=float((of_real <= low).mean()),
         shuffled=float(np.median(nearest_distances((noise[:QUERIES] - shift) / width, base))),
     )
 

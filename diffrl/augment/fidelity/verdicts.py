@@ -33,8 +33,6 @@ FOUND, HARDLY = 0.75, 0.5
 """Share of what real rows have of what a regressor foretells: rows with less are looked at first, or are useless."""
 SURE = 3.5
 """Standard errors by which they have less."""
-_RARE = 1e-3
-"""A probability from which on a difference is none of chance."""
 
 
 class Finding(NamedTuple):
@@ -70,8 +68,8 @@ def findings(report: "FidelityReport") -> list[Finding]:
     Their limits are rough; `benchmarks/fidelity.py` shows how far sound and broken rows are from them. What is useless:
 
     - Collapsed: less than a quarter of the real rows' variety. Copies: half of the rows are nearer to a training row
-      than 1 % of real ones are. Noise: the distance to the nearest training row is beyond half of the way from real
-      rows to rows with shuffled columns.
+      than 1 % of real ones are, beyond those of unseen real rows, where the data repeat rows. Far off: the distance to
+      the nearest training row is beyond half of the way from real rows to rows with shuffled columns.
     - Dynamics: s' misses the simulator's by more than half of a step's change, r by more than half of what rewards
       differ by, or terminal is another in `WRONG_ENDS` of rows. Without a simulator: less than half of what a regressor
       fitted on real rows foretells of changes, of what actions do, or of rewards, is there (`SURE`), or errors are
@@ -110,7 +108,7 @@ def advice(report: "FidelityReport") -> str:
     found = [finding.measure for finding in findings(report)]
     if not set(found) - {"actions"}:  # a share at the bounds that clipping makes
         return ""
-    if report.neighbours.closer > 0.05 and found[0] in ("nearest_neighbour", "variety"):
+    if report.neighbours.copied > 0.05 and found[0] in ("nearest_neighbour", "variety"):
         return "Fewer --steps, a smaller --width or more data usually help."
     return "More --steps or --width usually helps."
 
@@ -133,20 +131,21 @@ def _repeated(report: "FidelityReport") -> list[Finding]:
     distance = "nearest_neighbour"
     if _collapsed(report):
         alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
-        copies = f", and {near.closer:.0%} are copies of training rows" if near.closer >= 0.5 else ""
+        copies = f", and {near.closer:.0%} are copies of training rows" if near.copied >= 0.5 else ""
         return [
             Finding(
                 "variety", True, f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}"
             )
         ]
-    if near.closer >= 0.5:
-        copies = f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them"
+    usual = f" (of unseen real rows {near.usual:.0%})" if near.usual > 0.02 else ""
+    if near.copied >= 0.5:
+        copies = f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them{usual}"
         return [Finding(distance, True, copies)]
     if unlikeness(near.median, near.shuffled) > 0.5:
         distances = _beside_shuffled(near.median, near.shuffled)
-        return [Finding(distance, True, f"Noise: the rows lie far from all training rows ({distances})")]
-    if near.closer > 0.05:
-        return [Finding(distance, False, f"{near.closer:.0%} near-copies of training rows")]
+        return [Finding(distance, True, f"Far from the training rows, as noise is ({distances})")]
+    if near.copied > 0.05:
+        return [Finding(distance, False, f"{near.closer:.0%} near-copies of training rows{usual}")]
     if _lost(near):
         return [Finding(distance, False, f"{_times(near.median)} as far from training rows as real ones are")]
     return []
@@ -177,10 +176,10 @@ def _moving(report: "FidelityReport") -> list[Finding]:
             text = f"rewards off by {off:.2g}, where shuffled ones are by {spread:.2g}"
             found.append(Finding("dynamics", off > spread * HALF, text))
         return found
-    return [] if learned is None else _following(learned, report.steered)
+    return [] if learned is None else following(learned, report.steered)
 
 
-def _following(learned: LearnedError, steered: bool) -> list[Finding]:
+def following(learned: LearnedError, steered: bool) -> list[Finding]:
     """Rows that are not what a regressor foretells, as far as it reaches."""
     near, usual = learned.within
     beyond = []
@@ -197,29 +196,31 @@ def _following(learned: LearnedError, steered: bool) -> list[Finding]:
         if useless or lacking(*slopes, FOUND):
             share = f"{max(slopes[0].value, 0):.0%} {what} is there, in real rows {slopes[1].value:.0%}"
             found.append(Finding("dynamics", useless, f"{text.format('' if useless else ' quite')} ({share})"))
-    for pair, spread, text in (
+    for pair, spread, apart, text in (
         (
             learned.following,
             learned.standing_still,
+            learned.further,
             'next states are off by {:.2g}, of real rows {:.2g}, of "s\' = s" {:.2g}',
         ),
         (
             learned.reward,
             learned.other_rewards,
+            learned.dearer,
             "rewards are off by {:.2g}, of real rows {:.2g}, of shuffled ones {:.2g}",
         ),
     ):
         part = unlikeness(pair, spread)
-        if part > THIRD:
+        if part > THIRD and apart > SURE:
             found.append(Finding("dynamics", part > HALF, text.format(*pair, spread)))
     useless_ones = [finding for finding in found if finding.useless]
     return [*(useless_ones or found), *beyond]
 
 
 def lacking(made: Slope, real: Slope, share: float) -> bool:
-    """Whether synthetic rows surely have less than a share of what real rows have of what is foretold."""
-    apart = math.hypot(made.error, real.error)
-    return made.value < share * real.value and real.value - made.value > SURE * apart
+    """Whether synthetic rows surely have less than a share of what real rows have of what is foretold, 1 at most."""
+    apart, target = math.hypot(made.error, real.error), min(1.0, real.value)
+    return made.value < share * target and target - made.value > SURE * apart
 
 
 def _spread_out(report: "FidelityReport") -> list[Finding]:
@@ -272,7 +273,7 @@ def _shares(report: "FidelityReport") -> list[Finding]:
 
 def _another_share(share: Pair, rows: tuple[int, int]) -> bool:
     """Whether a share is twice or half the real one, and not by chance."""
-    return not share.real / 2 < share.synthetic < 2 * share.real and measures.by_chance(share, rows) < _RARE
+    return not share.real / 2 < share.synthetic < 2 * share.real and measures.by_chance(share, rows) < measures.RARE
 
 
 def _odd_atoms(report: "FidelityReport") -> bool:
@@ -369,21 +370,23 @@ def _telling(report: "FidelityReport") -> str:
 
 
 def _nearness(near: Neighbours) -> str:
-    closer = near.closer
+    closer, copied = near.closer, near.copied
     share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
-    if closer <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
+    if near.usual > 0.02:  # the data repeat rows
+        share = f"{closer:.1%} of synthetic rows are training rows again, and {near.usual:.1%} of real rows"
+    if copied <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
         return f"Far from all training rows, as far as noise, so that memorisation is no question: {share}."
-    if closer <= 0.02 and _lost(near):
+    if copied <= 0.02 and _lost(near):
         return f"Farther from training rows than real ones are, and no copies: {share}."
-    if closer <= 0.02:
+    if copied <= 0.02:
         return f"No sign of memorisation: {share}."
-    return f"Near-copies of training rows: {share}." if closer < 0.5 else f"Training rows are memorised: {share}."
+    return f"Near-copies of training rows: {share}." if copied < 0.5 else f"Training rows are memorised: {share}."
 
 
 def _ending(report: "FidelityReport") -> str:
     rate, rows = report.terminal_rate, report.terminal_rows
     line = f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows"
-    if measures.by_chance(rate, rows) >= _RARE:
+    if measures.by_chance(rate, rows) >= measures.RARE:
         return f"{line}: no more apart than chance sets them."
     if not _another_share(rate, rows):
         return f"{line}: apart by more than chance, though within twice and half."
@@ -425,8 +428,8 @@ def _follows(learned: LearnedError) -> str:
     following, reward = learned.following, learned.reward
     line = (
         f"The median row's s' is {following.synthetic:.2g} from what a regressor fitted on real rows foretells, "
-        f"an unseen real row's {following.real:.2g} (\"s' = s\": {learned.standing_still:.2g}), its reward "
-        f"{reward.synthetic:.2g} and {reward.real:.2g}"
+        f"an unseen real row's {following.real:.2g} (\"s' = s\": {learned.standing_still:.2g}); rewards miss it by "
+        f"{reward.synthetic:.2g} (RMS; of real rows {reward.real:.2g})"
     )
     shares = [
         f"{made.value:.0%} of {what} (in real rows {real.value:.0%})"
