@@ -7,7 +7,8 @@ How far is s' from what it foretells, and r? Noise of the environment, and what 
 
 How much of what it foretells is there? By least squares, the slope of the rows' changes on the foretold ones: 1 where
 they follow it, whatever noise is on them, and 0 where they have nothing to do with it. Once of the changes s' - s, once
-of the rewards, and once of what the action does: the change foretold for it less that for other rows' actions.
+of the rewards, and once of what the action does: the change foretold for it less that for other rows' actions. And of
+the ends, which trees foretell of (s, a, s').
 
 A regressor extrapolates where real rows do not reach, and is not asked there: only rows count whose s is as near to
 those it was fitted on as that of `REACH` of unseen real rows is, or nearer than `NEAR`.
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffrl.augment.fidelity.measures import FEWEST, QUERIES, Doubles, Pair, nearest_distances
+from diffrl.augment.fidelity.measures import FEWEST, QUERIES, Doubles, Pair, nearest_distances, with_changes
 from diffrl.data.offline import Floats
 
 FITTED = 20_000
@@ -81,6 +82,8 @@ class LearnedError:
     """How much of what actions are foretold to do is there."""
     pays: tuple[Slope, Slope]
     """How much of the rewards that are foretold is there."""
+    ends: tuple[Slope, Slope]
+    """How much of the ends that are foretold is there."""
 
 
 def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed: int) -> LearnedError | None:
@@ -98,7 +101,8 @@ def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed
     far = [regressor.distances(side) for side in (made, fresh)]
     limit = max(float(np.quantile(far[1], REACH)), NEAR * math.sqrt(o))
     within = Pair(*(float((d <= limit).mean()) for d in far))
-    model, world = (_Asked(regressor, side[d <= limit], rng) for side, d in zip((made, fresh), far, strict=True))
+    made, fresh = (side[d <= limit] for side, d in zip((made, fresh), far, strict=True))
+    model, world = (_Asked(regressor, side, rng) for side in (made, fresh))
     if not model.enough:
         none, nothing = Pair(math.nan, math.nan), (_UNKNOWN, _UNKNOWN)
         return LearnedError(
@@ -114,6 +118,7 @@ def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed
             moves=nothing,
             acts=nothing,
             pays=nothing,
+            ends=nothing,
         )
     width = np.sqrt((world.off**2).mean(0) + _EXACT**2)  # columns weigh as they can be foretold
     states, reward = slice(None, o), slice(o, None)
@@ -140,6 +145,7 @@ def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed
         moves=slopes(False, states),
         acts=slopes(True, states),
         pays=slopes(False, reward),
+        ends=_ends(fit, made, fresh, o, a, seed),
     )
 
 
@@ -220,6 +226,26 @@ class _Asked:
             others.append(regressor.predict(other))
         mean: Doubles = np.mean(others, 0)
         return mean
+
+
+def _ends(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed: int) -> tuple[Slope, Slope]:
+    """How much of the ends that trees foretell of (s, a, s') is there, in rows made and in fresh ones.
+
+    Unknown where fewer than `EVENTS` of the rows end that they are grown on, or of the fresh ones.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    if min(float(side[:, -1].sum()) for side in (fit, fresh)) < EVENTS or fit[:, -1].all():
+        return _UNKNOWN, _UNKNOWN
+    trees = HistGradientBoostingClassifier(max_leaf_nodes=8, early_stopping=True, random_state=seed)
+    trees.fit(with_changes(fit, o, a, ends=False), fit[:, -1] > 0.5)
+    usual = float(fit[:, -1].mean())
+
+    def share(rows: Floats) -> Slope:
+        foretold = trees.predict_proba(with_changes(rows, o, a, ends=False))[:, 1:]
+        return _slope(foretold - usual, foretold - usual, rows[:, -1:] - foretold)
+
+    return share(made), share(fresh)
 
 
 def _slope(by: Doubles, foretold: Doubles, off: Doubles) -> Slope:

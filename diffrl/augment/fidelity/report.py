@@ -172,19 +172,23 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
         ("dynamics", "terminal other than the simulator's", steps.terminal, ".2%"),
         ("dynamics", "rows left out: state not fully observed", steps.left_out, ".1%"),
         ("dynamics", "rows on which the simulator broke down", steps.blown_up, ".1%"),
+        *([] if learned is None else _of_regressor(learned)),
     ]
 
 
 def _of_regressor(learned: LearnedError) -> list[tuple[str, str, Pair, str]]:
     """The rows of the table that the regressor gives."""
-    acts, pays = (Pair(*(slope.value for slope in slopes)) for slopes in (learned.acts, learned.pays))
+    shares = (learned.acts, learned.moves, learned.pays, learned.ends)
+    acts, moves, pays, ends = (Pair(*(slope.value for slope in slopes)) for slopes in shares)
     return [
         ("dynamics", f"error of s' beside a regressor, {CHANGES}, median", learned.following, ".2g"),
         ("dynamics", 'the same of "s\' = s", median', Pair(np.nan, learned.standing_still), ".2g"),
         ("dynamics", "error of r, in its standard deviations, root mean square", learned.reward, ".2g"),
         ("dynamics", "the same of shuffled rewards", Pair(np.nan, learned.other_rewards), ".2g"),
         ("dynamics", "of what actions are foretold to do, there is", acts, ".0%"),
+        ("dynamics", "of the changes that are foretold, there is", moves, ".0%"),
         ("dynamics", "of the rewards that are foretold, there is", pays, ".0%"),
+        ("dynamics", "of the ends that are foretold, there is", ends, ".0%"),
         ("dynamics", "rows whose states are within its reach", learned.within, ".0%"),
     ]
 

@@ -1,13 +1,14 @@
 """What the measures of a fidelity report say, in words: whether the rows are of any use, and where to look first."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.learned import LearnedError, Slope
-from diffrl.augment.fidelity.measures import UNIT, DynamicsError, Neighbours, Pair
+from diffrl.augment.fidelity.measures import FEWEST, ODD_ENDS, PARTS, UNIT, DynamicsError, Neighbours, Pair
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ APART = 2.5
 """Times its floor from which on sliced W2 of shuffled columns tells anything: of few rows the floor itself varies."""
 HALF, THIRD = 1 / 2, 1 / 3
 """Of a step's change, or of what rewards differ by: errors beyond the half are useless, beyond the third looked at."""
-WRONG_ENDS, ODD_ENDS = 0.2, 0.05
-"""Share of rows whose terminal is not the simulator's that is useless, and that is looked at first."""
+WRONG_ENDS = 0.2
+"""Share of rows whose terminal is not the simulator's that is useless; from `ODD_ENDS` on it is looked at first."""
 ATOMS = 0.05
 """A difference of shares of rows with an action on a bound from which on it is looked at."""
 FOUND, HARDLY = 0.75, 0.5
-"""Share of what real rows have of what a regressor foretells: rows with less are looked at first, or are useless."""
+"""Share of what real rows have of what a regressor foretells: rows with less are looked at first, or are useless.
+
+So are rows of which real ones have such a share."""
 SURE = 3.5
 """Standard errors by which they have less."""
 
@@ -58,12 +61,15 @@ def verdict_of(report: "FidelityReport") -> Verdict:
         return Verdict(USELESS, f"Do not train on these rows. {texts[0].upper()}{texts[1:]}. {by}")
     if found:
         return Verdict(LOOK_FIRST, f"Look first: {texts}. {by}")
+    if not _measured(report):
+        said = "Look first: no fault was found, but nobody knows whether actions lead to their next states and rewards"
+        return Verdict(LOOK_FIRST, f"{said}. {by}")
     said = f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them. {by}"
     return Verdict(NO_FAULT, said)
 
 
 def findings(report: "FidelityReport") -> list[Finding]:
-    """All faults of the rows, one a measure at most: first those that make them useless.
+    """All faults of the rows: first those that make them useless.
 
     Their limits are rough; `benchmarks/fidelity.py` shows how far sound and broken rows are from them. What is useless:
 
@@ -71,8 +77,9 @@ def findings(report: "FidelityReport") -> list[Finding]:
       than 1 % of real ones are, beyond those of unseen real rows, where the data repeat rows. Far off: the distance to
       the nearest training row is beyond half of the way from real rows to rows with shuffled columns.
     - Dynamics: s' misses the simulator's by more than half of a step's change, r by more than half of what rewards
-      differ by, or terminal is another in `WRONG_ENDS` of rows. Without a simulator: less than half of what a regressor
-      fitted on real rows foretells of changes, of what actions do, or of rewards, is there (`SURE`), or errors are
+      differ by, or terminal is another in `WRONG_ENDS` of rows. Without a simulator, and in what
+      real rows are not as it has them: less than half of what a regressor fitted on real rows foretells of changes, of
+      what actions do, of rewards, or of ends, is there, or more than twice of it (`SURE`), or errors are
       beyond those of real rows by half of a step's change, or of what rewards differ by.
     - Another distribution: sliced W2 is beyond half of the way to shuffled columns (`APART` from its floor), or the
       mean KS is above 0.25 and twice its floor; rows that are steered may be of another one.
@@ -115,11 +122,58 @@ def advice(report: "FidelityReport") -> str:
 
 def measured_by(report: "FidelityReport") -> str:
     """By what dynamics were measured, in words."""
-    if report.dynamics is not None and math.isfinite(report.dynamics.median.synthetic):
-        return "by the simulator"
-    if report.learned is not None and math.isfinite(report.learned.following.synthetic):
-        return "by a regressor fitted on real rows, not by a simulator"
-    return "not measured"
+    simulated, learned = _simulated(report), report.learned
+    asked = learned is not None and math.isfinite(learned.following.synthetic)
+    by = []
+    if simulated:
+        by.append("by the simulator" if len(simulated) == len(PARTS) else f"{' and '.join(simulated)} by the simulator")
+    if learned is not None and asked:
+        others = [part for part in PARTS if simulated and part not in simulated]
+        reach = f" that reaches {learned.within.synthetic:.0%} of these" if learned.within.synthetic < HALF else ""
+        by.append(
+            f"{' and '.join(others)}{' ' if others else ''}by a regressor fitted on real rows{reach}, not by "
+            f"{'the' if others else 'a'} simulator{', which has others' if others else ''}"
+        )
+    if untold := _untold(report):
+        by.append(f"not to be told: {', '.join(untold)}")
+    if by:
+        return "; ".join(by)
+    few = f"fewer than {FEWEST} rows a side are no matter for a regressor"
+    return f"not measured: {few if learned is None else 'a regressor fitted on real rows reaches too few of these'}"
+
+
+def _simulated(report: "FidelityReport") -> list[str]:
+    """Of `PARTS` those that the simulator judges."""
+    steps = report.dynamics
+    if steps is None or not math.isfinite(steps.median.synthetic):
+        return []
+    return [part for part in PARTS if part in steps.own]
+
+
+def _measured(report: "FidelityReport") -> bool:
+    return bool(_simulated(report)) or (
+        report.learned is not None and math.isfinite(report.learned.following.synthetic)
+    )
+
+
+def _told(made: Slope, real: Slope) -> bool:
+    """Whether synthetic rows surely have something of what is foretold, or surely lack it."""
+    return made.value > SURE * made.error or lacking(made, real, FOUND)
+
+
+def _untold(report: "FidelityReport") -> list[str]:
+    """What the regressor was asked of and cannot tell: rows show too little of it, or are too few."""
+    learned, simulated = report.learned, _simulated(report)
+    if learned is None or not math.isfinite(learned.following.synthetic):
+        return []
+    of = []
+    if "next states" not in simulated and not _told(*learned.acts):
+        of.append("what actions do")
+    if "rewards" not in simulated and not _told(*learned.pays):
+        of.append("rewards")
+    if "ends" not in simulated and any(report.terminal_rate) and not _told(*learned.ends):
+        of.append("ends")
+    return of
 
 
 # --- faults --------------------------------------------------------------------------------------------------------
@@ -162,65 +216,77 @@ def _moving(report: "FidelityReport") -> list[Finding]:
     found = []
     if steps is not None and math.isfinite(steps.median.synthetic):
         off, step = steps.median.synthetic, steps.standing_still
-        own = steps.median.real <= 0.1 * step  # otherwise it is not the simulator they come from
-        if step and off > step * THIRD:
-            obeys = "does not obey the simulator: " if own and off > step * HALF else ""
+        if "next states" in steps.own and step and off > step * THIRD:
+            obeys = "does not obey the simulator: " if off > step * HALF else ""
             text = f"{obeys}s' off by {off:.2g} {UNIT}, where a step changes it by {step:.2g}"
-            found.append(Finding("dynamics", own and off > step * HALF, text))
+            found.append(Finding("dynamics", off > step * HALF, text))
         ends = steps.terminal.synthetic - steps.terminal.real
-        if steps.terminal.real < ODD_ENDS < ends:
+        if "ends" in steps.own and ends > ODD_ENDS:
             text = f"terminal is not the simulator's in {steps.terminal.synthetic:.0%} of rows"
             found.append(Finding("dynamics", ends > WRONG_ENDS, text))
         off, spread = steps.reward.synthetic, steps.other_rewards
-        if off > spread * THIRD and steps.reward.real <= 0.1 * spread:
+        if "rewards" in steps.own and off > spread * THIRD:
             text = f"rewards off by {off:.2g}, where shuffled ones are by {spread:.2g}"
             found.append(Finding("dynamics", off > spread * HALF, text))
-        return found
-    return [] if learned is None else following(learned, report.steered)
+    if learned is not None:
+        simulated = _simulated(report)
+        found += following(learned, report.steered, [part for part in PARTS if part not in simulated])
+    return found
 
 
-def following(learned: LearnedError, steered: bool) -> list[Finding]:
-    """Rows that are not what a regressor foretells, as far as it reaches."""
+def following(learned: LearnedError, steered: bool, parts: Sequence[str] = PARTS) -> list[Finding]:
+    """Rows that are not what a regressor foretells, as far as it reaches. parts: of `PARTS` those that it is asked."""
+    states, rewards, ends = PARTS
     near, usual = learned.within
     beyond = []
-    if near < THIRD and not steered:
-        states = f"{near:.0%} of states are near those of the data, of unseen real ones {usual:.0%}"
-        beyond = [Finding("dynamics", False, states)]
+    if near < THIRD and not steered and states in parts:
+        rare = f"{near:.0%} of states are near those of the data, of unseen real ones {usual:.0%}"
+        beyond = [Finding("dynamics", False, rare)]
     found = []
-    for slopes, text, what in (
-        (learned.acts, "actions do not{} lead to their next states", "of what actions do"),
-        (learned.moves, "next states are not{} those of their states", "of how states move"),
-        (learned.pays, "rewards are not{} those of their states and actions", "of what rewards are"),
+    for part, slopes, text, what in (
+        (states, learned.acts, "actions do not{} lead to their next states", "of what actions do"),
+        (states, learned.moves, "next states are not{} those of their states", "of how states move"),
+        (rewards, learned.pays, "rewards are not{} those of their states and actions", "of what rewards are"),
+        (ends, learned.ends, "ends are not{} those of their states", "of where rows end"),
     ):
-        useless = lacking(*slopes, HARDLY)
-        if useless or lacking(*slopes, FOUND):
+        if part not in parts:
+            continue
+        useless = lacking(*slopes, HARDLY) or exceeding(*slopes, HARDLY)
+        if useless or lacking(*slopes, FOUND) or exceeding(*slopes, FOUND):
             share = f"{max(slopes[0].value, 0):.0%} {what} is there, in real rows {slopes[1].value:.0%}"
             found.append(Finding("dynamics", useless, f"{text.format('' if useless else ' quite')} ({share})"))
-    for pair, spread, apart, text in (
+    for part, pair, spread, apart, text in (
         (
+            states,
             learned.following,
             learned.standing_still,
             learned.further,
             'next states are off by {:.2g}, of real rows {:.2g}, of "s\' = s" {:.2g}',
         ),
         (
+            rewards,
             learned.reward,
             learned.other_rewards,
             learned.dearer,
             "rewards are off by {:.2g}, of real rows {:.2g}, of shuffled ones {:.2g}",
         ),
     ):
-        part = unlikeness(pair, spread)
-        if part > THIRD and apart > SURE:
-            found.append(Finding("dynamics", part > HALF, text.format(*pair, spread)))
-    useless_ones = [finding for finding in found if finding.useless]
-    return [*(useless_ones or found), *beyond]
+        way = unlikeness(pair, spread)
+        if part in parts and way > THIRD and apart > SURE:
+            found.append(Finding("dynamics", way > HALF, text.format(*pair, spread)))
+    return [*found, *beyond]
 
 
 def lacking(made: Slope, real: Slope, share: float) -> bool:
     """Whether synthetic rows surely have less than a share of what real rows have of what is foretold, 1 at most."""
     apart, target = math.hypot(made.error, real.error), min(1.0, real.value)
     return made.value < share * target and target - made.value > SURE * apart
+
+
+def exceeding(made: Slope, real: Slope, share: float) -> bool:
+    """Whether real rows, or 1 where they have less, are surely less than a share of what synthetic rows have."""
+    apart, target = math.hypot(made.error, real.error), max(1.0, real.value)
+    return share * made.value > target and made.value - target > SURE * apart
 
 
 def _spread_out(report: "FidelityReport") -> list[Finding]:
@@ -411,15 +477,18 @@ def _acting(report: "FidelityReport") -> str:
 def _dynamics(report: "FidelityReport") -> str:
     """By the simulator, or by the regressor, with why not by the simulator."""
     if report.dynamics is not None and math.isfinite(report.dynamics.median.synthetic):
-        return _obeys(report.dynamics)
+        line = _obeys(report.dynamics)
+        return line if report.learned is None else f"{line} {_follows(report)}"
     why = report.no_simulator.rstrip(".")
     why = why if report.dynamics is None else "no row's observation gives its whole state"
-    line = f"Not measured by a simulator: {why}."
-    return line if report.learned is None else f"{line} {_follows(report.learned)}"
+    return f"Not measured by a simulator: {why}. {_follows(report)}"
 
 
-def _follows(learned: LearnedError) -> str:
+def _follows(report: "FidelityReport") -> str:
     """What the regressor says."""
+    learned = report.learned
+    if learned is None:
+        return f"Nor by a regressor fitted on real rows: fewer than {FEWEST} rows a side."
     if not math.isfinite(learned.following.synthetic):
         return (
             f"A regressor fitted on real rows is not asked either: {learned.within.synthetic:.0%} of the rows' states "
@@ -433,10 +502,17 @@ def _follows(learned: LearnedError) -> str:
     )
     shares = [
         f"{made.value:.0%} of {what} (in real rows {real.value:.0%})"
-        for (made, real), what in ((learned.acts, "what actions do"), (learned.pays, "the rewards"))
-        if math.isfinite(made.value) and math.isfinite(real.value)
+        for (made, real), what in (
+            (learned.acts, "what actions do"),
+            (learned.moves, "the changes"),
+            (learned.pays, "the rewards"),
+            (learned.ends, "the ends"),
+        )
+        if math.isfinite(made.value + real.value) and _told(made, real)
     ]
-    line += f"; of what it foretells there is {' and '.join(shares)}." if shares else "."
+    line += f"; of what it foretells there is {', '.join(shares)}." if shares else "."
+    if untold := _untold(report):
+        line += f" Too little is to be seen to tell of {' and '.join(untold)}."
     if learned.within.synthetic < 0.5:
         line += f" It was asked about the {learned.within.synthetic:.0%} of rows whose states are within its reach."
     return line
@@ -453,6 +529,8 @@ def _obeys(steps: DynamicsError) -> str:
     )
     if model > step * THIRD and world <= 0.1 * step:
         line = f"Does not obey the simulator. {line}"
+    if "rewards" not in steps.own:
+        line += f" Real rows' rewards miss its own by {steps.reward.real:.2g}: they are others."
     if world > 0.1 * step:
         return f"{line} But real rows miss it by {world:.2g}: it is not the simulator they come from."
     return f"{line} Real rows miss it by {world:.1g}."
