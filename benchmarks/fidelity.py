@@ -60,6 +60,13 @@ def pendulum(seed: int, n: int, noise: float, controlled: bool) -> Data:
     return Data(rng.permutation(np.array(rows, np.float32)), 3, 1, (-2, 2))
 
 
+def ending(seed: int, n: int) -> Data:
+    """Pendulum under random actions, whose rows end where it is fast: about an eighth of them."""
+    data = pendulum(seed, n, 0.0, False)
+    data.rows[:, -1] = np.abs(data.rows[:, 7]) > 5
+    return data
+
+
 def read(dataset: OfflineDataset, seed: int) -> Data:
     """The rows of a data set in random order."""
     rows = np.random.default_rng(seed).permutation(table_of(dataset, 60_000))
@@ -75,6 +82,7 @@ def data_sets(seed: int) -> Iterator[tuple[str, Data]]:
         for noise in (0.0, 1.0):
             name = f"pendulum, {'controlled' if controlled else 'random'}{', noisy' if noise else ''}"
             yield name, pendulum(seed, n, noise, controlled)
+    yield "pendulum, random, ending", ending(seed, n)
     yield "maze2d-umaze-v1", read(load_dataset("maze2d-umaze-v1", rows=50_000, progress=False), seed)
     for path in sorted(RECORDINGS.glob("*.hdf5")):
         yield path.stem, read(d4rl.read(path, action_limit=None), seed)
@@ -102,7 +110,15 @@ FAULTS: dict[str, Callable[[Rows, Data, np.random.Generator], Rows]] = {
     "rewards of other rows": lambda rows, data, rng: _columns(rows, data, rng, data.o + data.a, data.o + data.a + 1),
     "s' of other rows": lambda rows, data, rng: _columns(rows, data, rng, data.o + data.a + 1, None),
     "s' = s": _still,
+    "ends of other rows": lambda rows, data, rng: _columns(rows, data, rng, len(rows[0]) - 1, None),
 }
+FEWEST_ENDS = 0.02
+"""The share of rows that end from which on ends of other rows are a fault that is to be found."""
+
+
+def faults_of(data: Data) -> list[str]:
+    """The faults that these data can have."""
+    return [fault for fault in FAULTS if fault != "ends of other rows" or data.rows[:, -1].mean() > FEWEST_ENDS]
 
 
 def as_rows(rows: Rows, data: Data) -> OfflineDataset:
@@ -132,11 +148,19 @@ def main() -> None:
     found: dict[tuple[str, str], list[FidelityReport]] = {}
     for seed in args.seeds:
         for name, data in data_sets(seed):
-            for fault in args.faults if args.only in name else []:
+            for fault in faults_of(data) if args.only in name else []:
+                if fault not in args.faults:
+                    continue
                 report = report_on(data, fault, seed)
                 found.setdefault((name, fault), []).append(report)
                 print(f"{name}, {fault}, seed {seed}: {verdict_of(report).sentence}", file=sys.stderr, flush=True)
-    print("| data | rows | verdicts | actions | changes | rewards | error of s' | of r |\n" + "| --- " * 8 + "|")
+    words = Counter((fault == "sound", verdict_of(one).word) for (_, fault), ones in found.items() for one in ones)
+    for sound, of in ((True, "sound"), (False, "broken")):
+        print(f"Of {sum(n for (kind, _), n in words.items() if kind == sound)} {of} sets:", end=" ")
+        print(", ".join(f"{word} {n}" for (kind, word), n in words.items() if kind == sound) + ".")
+    print(
+        "\n| data | rows | verdicts | actions | changes | rewards | ends | error of s' | of r |\n" + "| --- " * 9 + "|"
+    )
     for (name, fault), reports in found.items():
         print(f"| {name} | {fault} | {' | '.join(_cells(reports))} |")
 
@@ -146,9 +170,9 @@ def _cells(reports: Sequence[FidelityReport]) -> Iterator[str]:
     words = Counter(verdict_of(report).word for report in reports)
     yield ", ".join(f"{word} {n}" for word, n in words.items())
     learned = [report.learned for report in reports if report.learned is not None]
-    for which in ("acts", "moves", "pays"):
+    for which in ("acts", "moves", "pays", "ends"):
         made, real = (np.mean([getattr(one, which)[side].value for one in learned]) for side in (0, 1))
-        yield f"{made:.2f} ({real:.2f})"
+        yield f"{made:.2f} ({real:.2f})" if np.isfinite([made, real]).all() else "–"
     for which in ("following", "reward"):
         made, real = np.mean([getattr(one, which) for one in learned], 0)
         yield f"{made:.2f} ({real:.2f})"

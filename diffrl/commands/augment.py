@@ -169,7 +169,8 @@ class Fidelity:
       diffrl augment fidelity maze2d-umaze-v1 synthetic.hdf5 --rows 100000 --out report
 
     Writes the report of `augment synther`: fidelity.html, with pictures, and the same as PNG and JSON. Of a file with
-    real rows and synthetic ones after them (--mix append) the synthetic ones are compared.
+    real rows and synthetic ones after them (--mix append) the synthetic ones are compared; of all synthetic rows the
+    first 50,000.
     """
 
     real: Annotated[Positional[str], tyro.conf.arg(metavar="REAL")]
@@ -185,13 +186,14 @@ class Fidelity:
     rows: int | None = None
     """Read only so many of the real rows, the first; by default all."""
     held_out: float = 0.05
-    """Share of the real rows that gives the floor. With the --seed and --held-out of a synthesis these are the rows
-    that its model has not seen."""
+    """Share of the real rows that gives the floor; no fewer than 100 rows do, where half of them are more. With the
+    --seed, --held-out and --rows of `augment synther` they are those that its model has not seen, where this version
+    of diffrl trained it."""
     seed: int = 0
     """Seed of the rows that are held out and drawn."""
-    steered: bool = False
+    steered: bool | None = None
     """The rows are meant to be like a part of the real ones alone, as of --condition: another distribution is no fault.
-    By default it is one."""
+    By default what their file says; where it says nothing, it is one."""
     force: bool = False
     """Replace a report that is there."""
 

@@ -160,7 +160,7 @@ def test_an_untrained_model_fails_everywhere(parts: Parts, dynamics: Dynamics) -
     assert steps.terminal.synthetic > 0.1  # it falls outright, and no row says so
     said = report.verdicts["overall"]
     faults = (  # all of them, the worst first
-        "Do not train on these rows. Noise",
+        "Do not train on these rows. Far from the training rows",
         "does not obey the simulator: s' off by",
         "standard deviations of the data, where a step changes it by",
         "Another distribution: the rows are not spread as the data are (sliced W2",
@@ -204,10 +204,13 @@ USELESS: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray]
         lambda rows, rng: rows.mean(0) + 0.02 * rows.std(0) * rng.standard_normal(rows.shape),
         "Collapsed",
     ),
-    "wide Gaussians": (lambda rows, rng: rows.mean(0) + 2 * rows.std(0) * rng.standard_normal(rows.shape), "Noise"),
-    "standard Gaussians": (lambda rows, rng: rng.standard_normal(rows.shape), "Noise"),
-    "Gaussians of the data's covariance": (of_one_covariance, "Another distribution: .*sliced W2"),
-    "the right columns, by themselves": (lambda rows, rng: rng.permuted(rows, axis=0), "Noise"),
+    "wide Gaussians": (
+        lambda rows, rng: rows.mean(0) + 2 * rows.std(0) * rng.standard_normal(rows.shape),
+        "Far from the training rows",
+    ),
+    "standard Gaussians": (lambda rows, rng: rng.standard_normal(rows.shape), "Far from "),
+    "Gaussians of the data's covariance": (of_one_covariance, ".*Another distribution: .*sliced W2"),
+    "the right columns, by themselves": (lambda rows, rng: rng.permuted(rows, axis=0), "Far from "),
     "copies": (lambda rows, rng: rows, "Copies"),
     "copies of a half": (lambda rows, rng: rows[::2], "Copies"),
 }
@@ -220,7 +223,7 @@ def test_useless_rows_are_called_what_they_are(parts: Parts, make: Any, says: st
     report = fidelity(parts.train, made, parts.held_out, dynamics=None)
     assert re.match(f"Do not train on these rows. {says}", report.verdicts["overall"])
     assert next(iter(report.verdicts)) == "overall"
-    if says == "Noise":
+    if says.startswith("Far"):
         assert "No sign of memorisation" not in report.verdicts["nearest_neighbour"]
     assert report.verdicts["overall"] in html.unescape(page(report, b"", "useless"))
 
@@ -271,7 +274,11 @@ def test_rows_that_are_steered_may_differ_but_not_be_noise(parts: Parts) -> None
         for made in (part, noise)
         for steered in (False, True)
     ]
-    assert [text.partition(":")[0] for text in found] == ["Another distribution", "", "Noise", "Noise"]
+    assert [re.split("[:,]", text)[0] for text in found] == [
+        "Another distribution",
+        "",
+        *["Far from the training rows"] * 2,
+    ]
 
 
 def test_real_rows_leave_nothing_to_look_at_first(parts: Parts, dynamics: Dynamics) -> None:
@@ -319,6 +326,20 @@ def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     heavy = dynamics_for("Hopper-v5", frame_skip=8)
     report = fidelity(parts.train, parts.fresh, parts.held_out, dynamics=heavy)
     assert "not the simulator they come from" in report.verdicts["dynamics"]
+    assert report.learned is not None  # which stands in for it
+
+
+def test_rewards_that_are_not_the_simulators_are_judged_all_the_same(parts: Parts, dynamics: Dynamics) -> None:
+    """As of data with scaled rewards: by a regressor, next states and ends by the simulator."""
+    train, held_out, fresh = (
+        replace(side, rewards=side.rewards * 0.1 - 1) for side in (parts.train, parts.held_out, parts.fresh)
+    )
+    sound = fidelity(train, fresh, held_out, dynamics=dynamics)
+    assert uselessness(sound) == look_first(sound) == []
+    assert "next states and ends by the simulator; rewards by a regressor" in sound.verdicts["overall"]
+    wrong = replace(fresh, rewards=np.random.default_rng(0).permutation(fresh.rewards))
+    report = fidelity(train, wrong, held_out, dynamics=dynamics)
+    assert "Rewards are not those of their states and actions" in report.verdicts["overall"]
 
 
 def test_rows_that_break_the_simulator_are_useless_wherever_they_are_steered(at_floor: FidelityReport) -> None:

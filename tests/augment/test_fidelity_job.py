@@ -1,17 +1,21 @@
 """`diffrl augment fidelity`: the report of any two data sets is that of a synthesis."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fidelity import as_rows, pendulum
 
-from diffrl.augment.fidelity.job import FILES, fidelity_of, folder_of
+from diffrl.augment.fidelity import job
+from diffrl.augment.fidelity.job import FILES, fidelity_of, folder_of, steers
+from diffrl.augment.fidelity.measures import FEWEST
 from diffrl.augment.synther.augmenter import synther
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.cli import main
 from diffrl.data import d4rl
+from diffrl.support.errors import DataError
 
 ENV = "Pendulum-v1"
 
@@ -60,6 +64,51 @@ def test_the_report_is_the_one_of_the_synthesis(folder: Path, tmp_path: Path, mi
     assert first.pop("title") != second.pop("title")
     assert first == second
     assert found.terminal_rows[0] == 300
+
+
+def test_few_real_rows_are_judged_by_default(folder: Path, tmp_path: Path) -> None:
+    """A twentieth of 1,000 rows is too few to ask a classifier, or a regressor, about."""
+    data = pendulum(0, 2_000, 0.0, False)
+    broken = data.rows[1_000:].copy()
+    for column in (3, 4):
+        broken[:, column] = np.random.default_rng(column).permutation(broken[:, column])
+    real = d4rl.write(tmp_path / "real.hdf5", as_rows(data.rows[:1_000], data))
+    made = d4rl.write(tmp_path / "made.hdf5", as_rows(broken, data))
+    report = fidelity_of(str(real), str(made), env=ENV, quiet=True)
+    assert report.rows == FEWEST
+    assert "Actions do not lead to their next states" in report.verdicts["overall"]
+    assert "ewards are not those of their states and actions" in report.verdicts["overall"]
+
+
+def test_a_file_says_whether_its_rows_are_steered(folder: Path, tmp_path: Path) -> None:
+    sampling = {"above": 0.5, "guidance": 1.0}
+    assert steers({"sampling": json.dumps(sampling)})
+    assert steers({"sampling": json.dumps({"above": 0.0, "guidance": 2.0})})
+    assert steers({"algorithm": "Flow-to-Better (Zhang et al. 2024, ICLR), diffrl"})
+    assert not steers({"sampling": json.dumps({"above": 0.0, "guidance": 1.0}), "algorithm": "SynthER"})
+    assert not steers({})
+    assert not steers({"sampling": "at random"})
+    rows = d4rl.read(folder / "sound.hdf5", action_limit=None)
+    made = d4rl.write(tmp_path / "made.hdf5", replace(rows, metadata={**rows.metadata, "sampling": sampling}))
+    real = str(folder / "real.hdf5")
+    for steered, said in ((None, True), (False, False)):
+        report = fidelity_of(real, str(made), tmp_path / str(said), env=ENV, steered=steered, quiet=True)
+        assert report.steered == said
+
+
+def test_of_many_rows_the_first_are_compared(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the report of a synthesis."""
+    monkeypatch.setattr(job, "REPORTED", 700)
+    report = fidelity_of(str(folder / "real.hdf5"), str(folder / "sound.hdf5"), tmp_path, env=ENV, quiet=True)
+    assert report.terminal_rows[0] == 700
+
+
+def test_real_data_with_synthetic_rows_are_refused(folder: Path, tmp_path: Path) -> None:
+    rows = d4rl.read(folder / "real.hdf5", action_limit=None)
+    counts = {"real_rows": 1_500, "synthetic_rows": 500, "source_rows": 1_500}
+    mixed = d4rl.write(tmp_path / "mixed.hdf5", replace(rows, metadata={**rows.metadata, **counts}))
+    with pytest.raises(DataError, match="has 500 synthetic rows beside its 1,500 real ones"):
+        fidelity_of(str(mixed), str(folder / "sound.hdf5"), tmp_path, env=ENV, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 
 from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.learned import FITTED, LearnedError, learned_error
-from diffrl.augment.fidelity.measures import QUERIES, Doubles, DynamicsError, Neighbours, Pair
+from diffrl.augment.fidelity.measures import PARTS, QUERIES, Doubles, DynamicsError, Neighbours, Pair
 from diffrl.augment.fidelity.verdicts import verdicts_of
 from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
@@ -80,7 +80,7 @@ class FidelityReport:
     dynamics: DynamicsError | None
     """Errors against the simulator; None where none was given."""
     learned: LearnedError | None
-    """Errors against a regressor fitted on real rows; None where the simulator was asked, or rows are too few."""
+    """Errors against a regressor fitted on real rows; None where the simulator is theirs, or rows are too few."""
     no_simulator: str
     """Why there is no simulator, a part of a sentence."""
 
@@ -133,6 +133,7 @@ class FidelityReport:
                 "median": _as_json(near.median),
                 "quantile_1_percent": _as_json(near.low),
                 "share_closer_than_1_percent_of_real": near.closer,
+                "the_same_share_of_real": near.usual,
                 "median_of_shuffled_columns": near.shuffled,
             },
             "terminal_rate": _as_json(self.terminal_rate),
@@ -176,8 +177,8 @@ def fidelity(
     two halves of `real` do. rows: the most that are looked at a side, drawn by `seed`; nearest neighbours are looked
     for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None. steered: the synthetic rows
     are meant to be like a part of the real ones, such as those of high reward: another distribution is no fault.
-    dynamics: the simulator; without one (no_simulator says why) a regressor fitted on real rows stands in for it
-    (`learned.py`).
+    dynamics: the simulator; without one (no_simulator says why), and in what the real rows are not as it has them, a
+    regressor fitted on real rows stands in for it (`learned.py`).
 
     Terminal rows whose s' is a stand-in (`OfflineDataset.has_terminal_next`) are left out, on all sides, wherever s' is
     compared.
@@ -232,16 +233,20 @@ def fidelity(
     steps = learned = None
     if dynamics is not None:
         steps = measures.dynamics_error(dynamics, made, fresh, scale[o + a + 1 : -1], o, a, stand_ins)
-    else:
-        # More rows than are compared as a whole, where there are.
-        known, made_more, unseen_more = (
-            _gather(side, _some(numbers, most, seed))
-            for side, numbers, most in (
-                (real, base_rows, FITTED),
-                (synthetic, fit["synthetic"], QUERIES),
-                (real if held_out is None else held_out, fresh_rows, QUERIES),
+    if steps is None or steps.own != set(PARTS):
+        # More rows than are compared as a whole, where there are. Where few are held out, its floor is of training rows
+        # as well: it must not have seen them, but the model may.
+        order = np.random.default_rng((seed, 4)).permutation(base_rows)
+        aside = min(max(QUERIES - len(fresh_rows), 0), len(order) // 4)
+        made_more, unseen_more = (
+            _gather(side, _some(numbers, QUERIES, seed))
+            for side, numbers in (
+                (synthetic, fit["synthetic"]),
+                (real if held_out is None else held_out, fresh_rows),
             )
         )
+        known = _gather(real, order[aside:][:FITTED])
+        unseen_more = np.concatenate([unseen_more, _gather(real, order[:aside])])
         if stand_ins:
             known, made_more, unseen_more = (side[side[:, -1] == 0] for side in (known, made_more, unseen_more))
         learned = learned_error(known, made_more, unseen_more, o, a, seed)
@@ -377,14 +382,16 @@ def _scales(train: Floats) -> tuple[Doubles, Doubles]:
 
 def _of_regressor(learned: LearnedError) -> dict[str, Any]:
     """What a regressor says, as JSON holds it."""
-    shares = {"changes": learned.moves, "actions": learned.acts, "rewards": learned.pays}
+    shares = {"changes": learned.moves, "actions": learned.acts, "rewards": learned.pays, "ends": learned.ends}
     return {
         "rows": len(learned.synthetic),
         "share_within_reach": _as_json(learned.within),
         "median": _as_json(learned.following),
         "standing_still": _finite(learned.standing_still),
-        "reward_median": _as_json(learned.reward),
-        "reward_median_of_shuffled_rewards": _finite(learned.other_rewards),
+        "rank_above_real": _finite(learned.further),
+        "reward_rms": _as_json(learned.reward),
+        "reward_rms_of_shuffled_rewards": _finite(learned.other_rewards),
+        "reward_above_real": _finite(learned.dearer),
         "share_of_what_is_foretold": {
             name: {
                 "synthetic": _finite(made.value),

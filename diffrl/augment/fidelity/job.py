@@ -1,12 +1,17 @@
 """The fidelity report of any two data sets: real rows, and rows that are said to be like them."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffrl.augment.columns import as_dataset
 from diffrl.augment.config import Request
 from diffrl.augment.fidelity.comparison import UNKNOWN, FidelityReport, fidelity
+from diffrl.augment.fidelity.measures import FEWEST
 from diffrl.augment.fidelity.report import say, write_report
-from diffrl.augment.job import LEAST_ROWS, open_data
+from diffrl.augment.flow_to_better.augmenter import FlowToBetter
+from diffrl.augment.job import LEAST_ROWS, REPORTED, open_data
 from diffrl.augment.synther.augmenter import hold_out
 from diffrl.data.fidelity import REAL_ROWS, SOURCE_ROWS, SYNTHETIC_ROWS
 from diffrl.data.offline import OfflineDataset
@@ -29,29 +34,37 @@ def fidelity_of(
     rows: int | None = None,
     held_out: float = 0.05,
     seed: int = 0,
-    steered: bool = False,
+    steered: bool | None = None,
     force: bool = False,
     quiet: bool = False,
 ) -> FidelityReport:
     """Compare synthetic rows with real ones, and write the report that `augment synther` writes; give what it measured.
 
     real, synthetic: ids of D4RL's, OGBench's or Minari's, or paths. Of a file that `augment --mix append` wrote the
-    rows after the real ones are compared. out: the folder of fidelity.html, .png and .json; by default `folder_of`.
+    rows after the real ones are compared, the first `REPORTED` of them, as in the report of a synthesis.
+    out: the folder of fidelity.html, .png and .json; by default `folder_of`.
     env: the environment's id, where the real data name none. rows: the first of the real data to read. held_out: the
-    share of these that gives the floor: with the same `seed` they are the rows that SynthER holds out. steered: the
-    synthetic rows are meant to be like a part of the real ones alone. force: replace a report that is there.
+    share of these that gives the floor, and no fewer than `FEWEST` rows, where half of them are more: with its `seed`,
+    `rows` and `held_out` the rows that SynthER held out. steered: the synthetic rows are meant to be like a part of the
+    real ones alone; by default what their file says. force: replace a report that is there.
 
-    Raises UserError where a report is there already, and DataError for data that cannot be compared.
+    Raises UserError where a report is there already, and DataError for data that cannot be compared, or where the real
+    data have synthetic rows after real ones.
     """
     check_seed(seed, "--seed")
     folder = folder_of(synthetic) if out is None else Path(out)
     for name in FILES:
         spare(folder / name, force)
     data = open_data(Request(real, "", env=env, rows=rows, held_out=held_out, seed=seed), quiet)
-    train, unseen = (part.transitions for part in hold_out(data.transitions, held_out, seed))
+    _check_real(real, data.dataset)
+    share = max(held_out, min(FEWEST / len(data.transitions), 1 / 2))
+    train, unseen = (part.transitions for part in hold_out(data.transitions, share, seed))
     if len(train) < LEAST_ROWS:
         raise DataError(f"{real} leaves {len(train)} rows to compare with, beside {len(unseen):,} held out: too few.")
-    made = _made(load_dataset(synthetic, progress=not quiet, action_limit=None))
+    synthetic_data = load_dataset(synthetic, progress=not quiet, action_limit=None)
+    made = _made(synthetic_data).head(REPORTED)  # rows of one model are alike
+    if steered is None:
+        steered = steers(synthetic_data.metadata)
     known = dict(data.dataset.stand_ins())
     real_rows = as_dataset(train, known)
     dynamics, why = data.dynamics()
@@ -85,6 +98,26 @@ def folder_of(synthetic: str) -> Path:
     if path.exists():
         return path.with_name(f"{path.stem}-fidelity")
     return Path("runs") / f"{synthetic.removeprefix('minari:').replace('/', '-')}-fidelity"
+
+
+def steers(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata of a file say that its rows are meant to be like a part of the real ones alone."""
+    try:
+        sampling = json.loads(str(metadata.get("sampling")))  # a dictionary is stored as JSON
+        above, guidance = sampling["above"], sampling["guidance"]
+    except (ValueError, TypeError, KeyError):
+        above, guidance = 0, 1
+    return above > 0 or guidance != 1 or str(metadata.get("algorithm", "")).startswith(FlowToBetter.name)
+
+
+def _check_real(name: str, dataset: OfflineDataset) -> None:
+    """Raise DataError where a model's rows stand after real ones: synthetic rows would be compared with themselves."""
+    real, made = (dataset.metadata.get(key) for key in (REAL_ROWS, SYNTHETIC_ROWS))
+    if isinstance(real, int) and isinstance(made, int) and real and made:
+        raise DataError(
+            f"{called(name)} has {made:,} synthetic rows beside its {real:,} real ones: give the real data that it was "
+            f"made from."
+        )
 
 
 def _made(dataset: OfflineDataset) -> OfflineDataset:

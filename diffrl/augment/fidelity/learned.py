@@ -7,7 +7,8 @@ How far is s' from what it foretells, and r? Noise of the environment, and what 
 
 How much of what it foretells is there? By least squares, the slope of the rows' changes on the foretold ones: 1 where
 they follow it, whatever noise is on them, and 0 where they have nothing to do with it. Once of the changes s' - s, once
-of the rewards, and once of what the action does: the change foretold for it less that for other rows' actions.
+of the rewards, and once of what the action does: the change foretold for it less that for other rows' actions. And of
+the ends, which trees foretell of (s, a, s').
 
 A regressor extrapolates where real rows do not reach, and is not asked there: only rows count whose s is as near to
 those it was fitted on as that of `REACH` of unseen real rows is, or nearer than `NEAR`.
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffrl.augment.fidelity.measures import FEWEST, QUERIES, Doubles, Pair, nearest_distances
+from diffrl.augment.fidelity.measures import FEWEST, QUERIES, Doubles, Pair, nearest_distances, with_changes
 from diffrl.data.offline import Floats
 
 FITTED = 20_000
@@ -33,6 +34,8 @@ ENOUGH = 30
 """Synthetic rows within reach below which nothing is said of them."""
 STILL = 0.1
 """The least unit of a column's change, in its standard deviations: columns that hardly change weigh no more."""
+EVENTS = 30
+"""The least effective number of rows that a slope stands on: of rewards that are rare, only the rare rows count."""
 CHANGES = "standard deviations of their changes"
 """What errors of s' are in beside a regressor: RMS over columns, each in its change's, `STILL` at least."""
 _OTHERS = 4  # actions of other rows, for each
@@ -65,16 +68,22 @@ class LearnedError:
     """The median error of s': RMS over its columns, in standard deviations of their changes (`STILL` at least)."""
     standing_still: float
     """The same of "s' = s" on the real rows."""
+    further: float
+    """The standard errors by which synthetic rows' errors of s' rank above real ones' (Mann and Whitney's test)."""
     reward: Pair
-    """The median error of r, in its standard deviations."""
+    """The root mean square error of r, in its standard deviations: of rewards that are rare, a median tells nothing."""
     other_rewards: float
     """The same of real rows whose rewards are shuffled."""
+    dearer: float
+    """The standard errors by which synthetic rows' mean square error of r is above real ones'."""
     moves: tuple[Slope, Slope]
     """How much of the changes s' - s that are foretold is there, in synthetic and in real rows."""
     acts: tuple[Slope, Slope]
     """How much of what actions are foretold to do is there."""
     pays: tuple[Slope, Slope]
     """How much of the rewards that are foretold is there."""
+    ends: tuple[Slope, Slope]
+    """How much of the ends that are foretold is there."""
 
 
 def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed: int) -> LearnedError | None:
@@ -92,10 +101,25 @@ def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed
     far = [regressor.distances(side) for side in (made, fresh)]
     limit = max(float(np.quantile(far[1], REACH)), NEAR * math.sqrt(o))
     within = Pair(*(float((d <= limit).mean()) for d in far))
-    model, world = (_Asked(regressor, side[d <= limit], rng) for side, d in zip((made, fresh), far, strict=True))
+    made, fresh = (side[d <= limit] for side, d in zip((made, fresh), far, strict=True))
+    model, world = (_Asked(regressor, side, rng) for side in (made, fresh))
     if not model.enough:
         none, nothing = Pair(math.nan, math.nan), (_UNKNOWN, _UNKNOWN)
-        return LearnedError(np.zeros(0), np.zeros(0), within, none, math.nan, none, math.nan, nothing, nothing, nothing)
+        return LearnedError(
+            synthetic=np.zeros(0),
+            real=np.zeros(0),
+            within=within,
+            following=none,
+            standing_still=math.nan,
+            further=math.nan,
+            reward=none,
+            other_rewards=math.nan,
+            dearer=math.nan,
+            moves=nothing,
+            acts=nothing,
+            pays=nothing,
+            ends=nothing,
+        )
     width = np.sqrt((world.off**2).mean(0) + _EXACT**2)  # columns weigh as they can be foretold
     states, reward = slice(None, o), slice(o, None)
 
@@ -107,18 +131,21 @@ def learned_error(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed
         return first, second
 
     following = _rms(model.off[:, states]), _rms(world.off[:, states])
-    rewards = _rms(model.off[:, reward]), _rms(world.off[:, reward])
+    squares = [side.off[:, o] ** 2 for side in (model, world)]
     return LearnedError(
         synthetic=following[0],
         real=following[1],
         within=within,
         following=_medians(*following),
         standing_still=float(np.median(_rms(world.still))),
-        reward=_medians(*rewards),
-        other_rewards=float(np.median(_rms(world.other_rewards))),
+        further=_ranked_above(*following),
+        reward=Pair(*(float(np.sqrt(side.mean())) for side in squares)),
+        other_rewards=float(np.sqrt((world.other_rewards**2).mean())),
+        dearer=_above(*squares),
         moves=slopes(False, states),
         acts=slopes(True, states),
         pays=slopes(False, reward),
+        ends=_ends(fit, made, fresh, o, a, seed),
     )
 
 
@@ -132,8 +159,8 @@ class _Regressor:
         self.o, self.a = o, a
         x, y = fit[:, : o + a].astype(np.float64), self._changes(fit)
         self.centre, self.unit = x.mean(0), _units(x)
-        least = np.append(STILL * _units(fit[:, o + a + 1 : -1]), 0)
-        self.y_centre, self.y_unit = y.mean(0), np.maximum(_units(y), least)
+        least = np.append(STILL * fit[:, o + a + 1 : -1].std(0, dtype=np.float64), 0)
+        self.y_centre, self.y_unit = y.mean(0), _or_one(np.maximum(y.std(0), least), y)
         epochs = max(math.ceil(_UPDATES * _BATCH / len(x)), 10)
         self.network = MLPRegressor(
             hidden_layer_sizes=(_WIDTH, _WIDTH),
@@ -187,7 +214,7 @@ class _Asked:
         self.off, self.foretold = y - foretold, foretold  # from the mean of the rows fitted on
         self.effects = [foretold - self._others(regressor, x, rng) for _ in range(2)]
         self.still = (-regressor.y_centre / regressor.y_unit - foretold)[:, :o]
-        self.other_rewards = (rng.permutation(y[:, o]) - foretold[:, o])[:, None]
+        self.other_rewards = rng.permutation(y[:, o]) - foretold[:, o]
 
     @staticmethod
     def _others(regressor: _Regressor, x: Doubles, rng: np.random.Generator) -> Doubles:
@@ -201,15 +228,35 @@ class _Asked:
         return mean
 
 
+def _ends(fit: Floats, made: Floats, fresh: Floats, o: int, a: int, seed: int) -> tuple[Slope, Slope]:
+    """How much of the ends that trees foretell of (s, a, s') is there, in rows made and in fresh ones.
+
+    Unknown where fewer than `EVENTS` of the rows end that they are grown on, or of the fresh ones.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    if min(float(side[:, -1].sum()) for side in (fit, fresh)) < EVENTS or fit[:, -1].all():
+        return _UNKNOWN, _UNKNOWN
+    trees = HistGradientBoostingClassifier(max_leaf_nodes=8, early_stopping=True, random_state=seed)
+    trees.fit(with_changes(fit, o, a, ends=False), fit[:, -1] > 0.5)
+    usual = float(fit[:, -1].mean())
+
+    def share(rows: Floats) -> Slope:
+        foretold = trees.predict_proba(with_changes(rows, o, a, ends=False))[:, 1:]
+        return _slope(foretold - usual, foretold - usual, rows[:, -1:] - foretold)
+
+    return share(made), share(fresh)
+
+
 def _slope(by: Doubles, foretold: Doubles, off: Doubles) -> Slope:
     """The slope of foretold + off on foretold (n, C), over all columns, and its standard error.
 
     by: the foretold once more (n, C), with chance of its own (an instrumental variable): what chance the foretold has
-    is in what it is subtracted from, too, and would be found again.
+    is in what it is subtracted from, too, and would be found again. Unknown where fewer than `EVENTS` rows tell it.
     """
     products, lack = (by * foretold).sum(1), (by * off).sum(1)
     whole = float(products.sum())
-    if whole <= 1e-12:
+    if whole <= 1e-12 or whole**2 < EVENTS * float((products**2).sum()):
         return _UNKNOWN
     value = float(lack.sum()) / whole
     return Slope(1 + value, float(np.sqrt(((lack - value * products) ** 2).sum())) / whole)
@@ -217,9 +264,12 @@ def _slope(by: Doubles, foretold: Doubles, off: Doubles) -> Slope:
 
 def _units(values: Floats | Doubles) -> Doubles:
     """Deviations (W,) of columns (n, W), 1 where they are constant."""
-    scale: Doubles = values.std(0, dtype=np.float64)
-    scale[scale <= 1e-6 * np.maximum(1, np.abs(values).max(0))] = 1.0
-    return scale
+    return _or_one(values.std(0, dtype=np.float64), values)
+
+
+def _or_one(scale: Doubles, values: Floats | Doubles) -> Doubles:
+    """The scale (W,) of columns (n, W), 1 where it is no more than rounding."""
+    return np.where(scale <= 1e-6 * np.maximum(1, np.abs(values).max(0)), 1.0, scale)
 
 
 def _rms(off: Doubles) -> Doubles:
@@ -230,3 +280,20 @@ def _rms(off: Doubles) -> Doubles:
 
 def _medians(synthetic: Doubles, real: Doubles) -> Pair:
     return Pair(float(np.median(synthetic)), float(np.median(real)))
+
+
+def _above(synthetic: Doubles, real: Doubles) -> float:
+    """The standard errors by which the mean of one sample is above that of another.
+
+    As if both were of one distribution: a few large values of one are then no surprise, even if the other has none.
+    """
+    deviation = float(np.concatenate([synthetic, real]).std()) * math.sqrt(1 / len(synthetic) + 1 / len(real))
+    return float(synthetic.mean() - real.mean()) / deviation if deviation else 0.0
+
+
+def _ranked_above(synthetic: Doubles, real: Doubles) -> float:
+    """The same of their ranks (Mann and Whitney's test)."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([synthetic, real]))
+    return _above(ranks[: len(synthetic)], ranks[len(synthetic) :])

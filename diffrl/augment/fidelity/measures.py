@@ -21,6 +21,12 @@ TOLD = 0.6
 """The share of pairs in which rows are told apart from which on it is asked by which columns."""
 STEPS = 5_000
 """Rows the simulator is set to, a side."""
+PARTS = ("next states", "rewards", "ends")
+"""What follows from s and a."""
+ODD_ENDS = 0.05
+"""Share of rows whose terminal is not the simulator's that is looked at."""
+RARE = 1e-3
+"""A probability from which on a difference is none of chance."""
 CLIPPED_MARGIN = 0.05
 """Velocities this near to where an observation clips them count as clipped: a model does not hit the bound exactly."""
 _ELEMENTS = 4_000_000  # distances held at once
@@ -47,9 +53,19 @@ class Neighbours:
     low: Pair
     """The 1 % quantiles of the distances."""
     closer: float
-    """Share of synthetic rows nearer to a training row than the real side's 1 % quantile; .01 is expected."""
+    """Share of synthetic rows no farther from a training row than the real side's 1 % quantile."""
+    usual: float
+    """The same share of the real side: about .01, and more where the data repeat rows."""
     shuffled: float
     """The median distance of `shuffled` rows: what a model gets that knows each column, and nothing else."""
+
+    @property
+    def copied(self) -> float:
+        """The share of synthetic rows nearer than is usual, of those that need not be; 0 where chance explains it."""
+        shares = Pair(self.closer, self.usual)
+        if self.closer <= self.usual or by_chance(shares, (len(self.synthetic), len(self.real))) >= RARE:
+            return 0.0
+        return (self.closer - self.usual) / (1 - self.usual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +92,16 @@ class DynamicsError:
     """Share of rows whose observation does not give the whole state (clipped velocities)."""
     blown_up: Pair
     """Share of the rows not left out on which the simulator breaks down; such rows are in no other figure."""
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Of `PARTS` those in which real rows are as the simulator has them: in others it is not theirs."""
+        met = (
+            self.median.real <= 0.1 * self.standing_still,
+            self.reward.real <= 0.1 * self.other_rewards,
+            self.terminal.real < ODD_ENDS,
+        )
+        return frozenset(part for part, is_met in zip(PARTS, met, strict=True) if is_met)
 
 
 # --- distributions -------------------------------------------------------------------------------------------------
@@ -153,10 +179,10 @@ def told_apart(made: Floats, fresh: Floats, o: int, a: int, seed: int, columns: 
     grown, judged = np.array_split(rng.permutation(len(rows)), 2)
     # Small trees, and no more than help: many large ones learn few rows by heart.
     trees = HistGradientBoostingClassifier(max_leaf_nodes=8, max_iter=500, early_stopping=True, random_state=seed)
-    trees.fit(_with_changes(rows[grown], o, a), labels[grown])
+    trees.fit(with_changes(rows[grown], o, a), labels[grown])
 
     def area(table: Floats, truth: Ints) -> float:
-        return float(roc_auc_score(truth, trees.predict_proba(_with_changes(table, o, a))[:, 1]))
+        return float(roc_auc_score(truth, trees.predict_proba(with_changes(table, o, a))[:, 1]))
 
     told = area(rows[judged], labels[judged])
     if columns and told >= TOLD:
@@ -169,9 +195,9 @@ def told_apart(made: Floats, fresh: Floats, o: int, a: int, seed: int, columns: 
     return told, falls
 
 
-def _with_changes(rows: Floats, o: int, a: int) -> Floats:
-    """Rows (n, W) and their s' - s: (n, W + O)."""
-    return np.concatenate([rows, rows[:, o + a + 1 : -1] - rows[:, :o]], axis=1)
+def with_changes(rows: Floats, o: int, a: int, ends: bool = True) -> Floats:
+    """Rows (n, W) and their s' - s: (n, W + O), or (n, W + O - 1) without terminal."""
+    return np.concatenate([rows if ends else rows[:, :-1], rows[:, o + a + 1 : -1] - rows[:, :o]], axis=1)
 
 
 # --- nearest neighbours --------------------------------------------------------------------------------------------
@@ -205,6 +231,7 @@ def neighbours(
         median=Pair(float(np.median(of_made)), float(np.median(of_real))),
         low=Pair(float(np.quantile(of_made, 0.01)), low),
         closer=float((of_made <= low).mean()),
+        usual=float((of_real <= low).mean()),
         shuffled=float(np.median(nearest_distances((noise[:QUERIES] - shift) / width, base))),
     )
 

@@ -154,7 +154,7 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
         ("nearest_neighbour", "distance to the nearest training row, median", near.median, ".3f"),
         ("nearest_neighbour", "the same, 1 % quantile", near.low, ".3f"),
         ("nearest_neighbour", "the same of shuffled columns, median", Pair(np.nan, near.shuffled), ".3f"),
-        ("nearest_neighbour", "share nearer than real rows' 1 %", Pair(near.closer, 0.01), ".2%"),
+        ("nearest_neighbour", "share nearer than real rows' 1 %", Pair(near.closer, near.usual), ".2%"),
         ("terminal_rate", "terminal rows", report.terminal_rate, ".3%"),
         ("actions", "rows with an action outside its bounds", report.actions_outside, ".2%"),
         ("actions", "rows with an action on a bound", report.actions_at_bound, ".2%"),
@@ -172,19 +172,23 @@ def _measures(report: FidelityReport) -> list[tuple[str, str, Pair, str]]:
         ("dynamics", "terminal other than the simulator's", steps.terminal, ".2%"),
         ("dynamics", "rows left out: state not fully observed", steps.left_out, ".1%"),
         ("dynamics", "rows on which the simulator broke down", steps.blown_up, ".1%"),
+        *([] if learned is None else _of_regressor(learned)),
     ]
 
 
 def _of_regressor(learned: LearnedError) -> list[tuple[str, str, Pair, str]]:
     """The rows of the table that the regressor gives."""
-    acts, pays = (Pair(*(slope.value for slope in slopes)) for slopes in (learned.acts, learned.pays))
+    shares = (learned.acts, learned.moves, learned.pays, learned.ends)
+    acts, moves, pays, ends = (Pair(*(slope.value for slope in slopes)) for slopes in shares)
     return [
         ("dynamics", f"error of s' beside a regressor, {CHANGES}, median", learned.following, ".2g"),
         ("dynamics", 'the same of "s\' = s", median', Pair(np.nan, learned.standing_still), ".2g"),
-        ("dynamics", "error of r, in its standard deviations, median", learned.reward, ".2g"),
-        ("dynamics", "the same of shuffled rewards, median", Pair(np.nan, learned.other_rewards), ".2g"),
+        ("dynamics", "error of r, in its standard deviations, root mean square", learned.reward, ".2g"),
+        ("dynamics", "the same of shuffled rewards", Pair(np.nan, learned.other_rewards), ".2g"),
         ("dynamics", "of what actions are foretold to do, there is", acts, ".0%"),
+        ("dynamics", "of the changes that are foretold, there is", moves, ".0%"),
         ("dynamics", "of the rewards that are foretold, there is", pays, ".0%"),
+        ("dynamics", "of the ends that are foretold, there is", ends, ".0%"),
         ("dynamics", "rows whose states are within its reach", learned.within, ".0%"),
     ]
 

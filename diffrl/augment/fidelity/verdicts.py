@@ -1,13 +1,14 @@
 """What the measures of a fidelity report say, in words: whether the rows are of any use, and where to look first."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.learned import LearnedError, Slope
-from diffrl.augment.fidelity.measures import UNIT, DynamicsError, Neighbours, Pair
+from diffrl.augment.fidelity.measures import FEWEST, ODD_ENDS, PARTS, UNIT, DynamicsError, Neighbours, Pair
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ APART = 2.5
 """Times its floor from which on sliced W2 of shuffled columns tells anything: of few rows the floor itself varies."""
 HALF, THIRD = 1 / 2, 1 / 3
 """Of a step's change, or of what rewards differ by: errors beyond the half are useless, beyond the third looked at."""
-WRONG_ENDS, ODD_ENDS = 0.2, 0.05
-"""Share of rows whose terminal is not the simulator's that is useless, and that is looked at first."""
+WRONG_ENDS = 0.2
+"""Share of rows whose terminal is not the simulator's that is useless; from `ODD_ENDS` on it is looked at first."""
 ATOMS = 0.05
 """A difference of shares of rows with an action on a bound from which on it is looked at."""
 FOUND, HARDLY = 0.75, 0.5
-"""Share of what real rows have of what a regressor foretells: rows with less are looked at first, or are useless."""
+"""Share of what real rows have of what a regressor foretells: rows with less are looked at first, or are useless.
+
+So are rows of which real ones have such a share."""
 SURE = 3.5
 """Standard errors by which they have less."""
-_RARE = 1e-3
-"""A probability from which on a difference is none of chance."""
 
 
 class Finding(NamedTuple):
@@ -60,21 +61,25 @@ def verdict_of(report: "FidelityReport") -> Verdict:
         return Verdict(USELESS, f"Do not train on these rows. {texts[0].upper()}{texts[1:]}. {by}")
     if found:
         return Verdict(LOOK_FIRST, f"Look first: {texts}. {by}")
+    if not _measured(report):
+        said = "Look first: no fault was found, but nobody knows whether actions lead to their next states and rewards"
+        return Verdict(LOOK_FIRST, f"{said}. {by}")
     said = f"No fault found in {report.rows:,} rows, which is no proof that an agent learns from them. {by}"
     return Verdict(NO_FAULT, said)
 
 
 def findings(report: "FidelityReport") -> list[Finding]:
-    """All faults of the rows, one a measure at most: first those that make them useless.
+    """All faults of the rows: first those that make them useless.
 
     Their limits are rough; `benchmarks/fidelity.py` shows how far sound and broken rows are from them. What is useless:
 
     - Collapsed: less than a quarter of the real rows' variety. Copies: half of the rows are nearer to a training row
-      than 1 % of real ones are. Noise: the distance to the nearest training row is beyond half of the way from real
-      rows to rows with shuffled columns.
+      than 1 % of real ones are, beyond those of unseen real rows, where the data repeat rows. Far off: the distance to
+      the nearest training row is beyond half of the way from real rows to rows with shuffled columns.
     - Dynamics: s' misses the simulator's by more than half of a step's change, r by more than half of what rewards
-      differ by, or terminal is another in `WRONG_ENDS` of rows. Without a simulator: less than half of what a regressor
-      fitted on real rows foretells of changes, of what actions do, or of rewards, is there (`SURE`), or errors are
+      differ by, or terminal is another in `WRONG_ENDS` of rows. Without a simulator, and in what
+      real rows are not as it has them: less than half of what a regressor fitted on real rows foretells of changes, of
+      what actions do, of rewards, or of ends, is there, or more than twice of it (`SURE`), or errors are
       beyond those of real rows by half of a step's change, or of what rewards differ by.
     - Another distribution: sliced W2 is beyond half of the way to shuffled columns (`APART` from its floor), or the
       mean KS is above 0.25 and twice its floor; rows that are steered may be of another one.
@@ -110,18 +115,65 @@ def advice(report: "FidelityReport") -> str:
     found = [finding.measure for finding in findings(report)]
     if not set(found) - {"actions"}:  # a share at the bounds that clipping makes
         return ""
-    if report.neighbours.closer > 0.05 and found[0] in ("nearest_neighbour", "variety"):
+    if report.neighbours.copied > 0.05 and found[0] in ("nearest_neighbour", "variety"):
         return "Fewer --steps, a smaller --width or more data usually help."
     return "More --steps or --width usually helps."
 
 
 def measured_by(report: "FidelityReport") -> str:
     """By what dynamics were measured, in words."""
-    if report.dynamics is not None and math.isfinite(report.dynamics.median.synthetic):
-        return "by the simulator"
-    if report.learned is not None and math.isfinite(report.learned.following.synthetic):
-        return "by a regressor fitted on real rows, not by a simulator"
-    return "not measured"
+    simulated, learned = _simulated(report), report.learned
+    asked = learned is not None and math.isfinite(learned.following.synthetic)
+    by = []
+    if simulated:
+        by.append("by the simulator" if len(simulated) == len(PARTS) else f"{' and '.join(simulated)} by the simulator")
+    if learned is not None and asked:
+        others = [part for part in PARTS if simulated and part not in simulated]
+        reach = f" that reaches {learned.within.synthetic:.0%} of these" if learned.within.synthetic < HALF else ""
+        by.append(
+            f"{' and '.join(others)}{' ' if others else ''}by a regressor fitted on real rows{reach}, not by "
+            f"{'the' if others else 'a'} simulator{', which has others' if others else ''}"
+        )
+    if untold := _untold(report):
+        by.append(f"not to be told: {', '.join(untold)}")
+    if by:
+        return "; ".join(by)
+    few = f"fewer than {FEWEST} rows a side are no matter for a regressor"
+    return f"not measured: {few if learned is None else 'a regressor fitted on real rows reaches too few of these'}"
+
+
+def _simulated(report: "FidelityReport") -> list[str]:
+    """Of `PARTS` those that the simulator judges."""
+    steps = report.dynamics
+    if steps is None or not math.isfinite(steps.median.synthetic):
+        return []
+    return [part for part in PARTS if part in steps.own]
+
+
+def _measured(report: "FidelityReport") -> bool:
+    return bool(_simulated(report)) or (
+        report.learned is not None and math.isfinite(report.learned.following.synthetic)
+    )
+
+
+def _told(made: Slope, real: Slope) -> bool:
+    """Whether synthetic rows surely have something of what is foretold, or surely lack it."""
+    return made.value > SURE * made.error or lacking(made, real, FOUND)
+
+
+def _untold(report: "FidelityReport") -> list[str]:
+    """What the regressor was asked of and cannot tell: rows show too little of it, or are too few."""
+    learned, simulated = report.learned, _simulated(report)
+    if learned is None or not math.isfinite(learned.following.synthetic):
+        return []
+    of = []
+    if "next states" not in simulated and not _told(*learned.acts):
+        of.append("what actions do")
+    if "rewards" not in simulated and not _told(*learned.pays):
+        of.append("rewards")
+    if "ends" not in simulated and any(report.terminal_rate) and not _told(*learned.ends):
+        of.append("ends")
+    return of
 
 
 # --- faults --------------------------------------------------------------------------------------------------------
@@ -133,20 +185,21 @@ def _repeated(report: "FidelityReport") -> list[Finding]:
     distance = "nearest_neighbour"
     if _collapsed(report):
         alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
-        copies = f", and {near.closer:.0%} are copies of training rows" if near.closer >= 0.5 else ""
+        copies = f", and {near.closer:.0%} are copies of training rows" if near.copied >= 0.5 else ""
         return [
             Finding(
                 "variety", True, f"Collapsed: the model makes nearly the same rows again and again ({alike}){copies}"
             )
         ]
-    if near.closer >= 0.5:
-        copies = f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them"
+    usual = f" (of unseen real rows {near.usual:.0%})" if near.usual > 0.02 else ""
+    if near.copied >= 0.5:
+        copies = f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them{usual}"
         return [Finding(distance, True, copies)]
     if unlikeness(near.median, near.shuffled) > 0.5:
         distances = _beside_shuffled(near.median, near.shuffled)
-        return [Finding(distance, True, f"Noise: the rows lie far from all training rows ({distances})")]
-    if near.closer > 0.05:
-        return [Finding(distance, False, f"{near.closer:.0%} near-copies of training rows")]
+        return [Finding(distance, True, f"Far from the training rows, as noise is ({distances})")]
+    if near.copied > 0.05:
+        return [Finding(distance, False, f"{near.closer:.0%} near-copies of training rows{usual}")]
     if _lost(near):
         return [Finding(distance, False, f"{_times(near.median)} as far from training rows as real ones are")]
     return []
@@ -163,63 +216,77 @@ def _moving(report: "FidelityReport") -> list[Finding]:
     found = []
     if steps is not None and math.isfinite(steps.median.synthetic):
         off, step = steps.median.synthetic, steps.standing_still
-        own = steps.median.real <= 0.1 * step  # otherwise it is not the simulator they come from
-        if step and off > step * THIRD:
-            obeys = "does not obey the simulator: " if own and off > step * HALF else ""
+        if "next states" in steps.own and step and off > step * THIRD:
+            obeys = "does not obey the simulator: " if off > step * HALF else ""
             text = f"{obeys}s' off by {off:.2g} {UNIT}, where a step changes it by {step:.2g}"
-            found.append(Finding("dynamics", own and off > step * HALF, text))
+            found.append(Finding("dynamics", off > step * HALF, text))
         ends = steps.terminal.synthetic - steps.terminal.real
-        if steps.terminal.real < ODD_ENDS < ends:
+        if "ends" in steps.own and ends > ODD_ENDS:
             text = f"terminal is not the simulator's in {steps.terminal.synthetic:.0%} of rows"
             found.append(Finding("dynamics", ends > WRONG_ENDS, text))
         off, spread = steps.reward.synthetic, steps.other_rewards
-        if off > spread * THIRD and steps.reward.real <= 0.1 * spread:
+        if "rewards" in steps.own and off > spread * THIRD:
             text = f"rewards off by {off:.2g}, where shuffled ones are by {spread:.2g}"
             found.append(Finding("dynamics", off > spread * HALF, text))
-        return found
-    return [] if learned is None else _following(learned, report.steered)
+    if learned is not None:
+        simulated = _simulated(report)
+        found += following(learned, report.steered, [part for part in PARTS if part not in simulated])
+    return found
 
 
-def _following(learned: LearnedError, steered: bool) -> list[Finding]:
-    """Rows that are not what a regressor foretells, as far as it reaches."""
+def following(learned: LearnedError, steered: bool, parts: Sequence[str] = PARTS) -> list[Finding]:
+    """Rows that are not what a regressor foretells, as far as it reaches. parts: of `PARTS` those that it is asked."""
+    states, rewards, ends = PARTS
     near, usual = learned.within
     beyond = []
-    if near < THIRD and not steered:
-        states = f"{near:.0%} of states are near those of the data, of unseen real ones {usual:.0%}"
-        beyond = [Finding("dynamics", False, states)]
+    if near < THIRD and not steered and states in parts:
+        rare = f"{near:.0%} of states are near those of the data, of unseen real ones {usual:.0%}"
+        beyond = [Finding("dynamics", False, rare)]
     found = []
-    for slopes, text, what in (
-        (learned.acts, "actions do not{} lead to their next states", "of what actions do"),
-        (learned.moves, "next states are not{} those of their states", "of how states move"),
-        (learned.pays, "rewards are not{} those of their states and actions", "of what rewards are"),
+    for part, slopes, text, what in (
+        (states, learned.acts, "actions do not{} lead to their next states", "of what actions do"),
+        (states, learned.moves, "next states are not{} those of their states", "of how states move"),
+        (rewards, learned.pays, "rewards are not{} those of their states and actions", "of what rewards are"),
+        (ends, learned.ends, "ends are not{} those of their states", "of where rows end"),
     ):
-        useless = lacking(*slopes, HARDLY)
-        if useless or lacking(*slopes, FOUND):
+        if part not in parts:
+            continue
+        useless = lacking(*slopes, HARDLY) or exceeding(*slopes, HARDLY)
+        if useless or lacking(*slopes, FOUND) or exceeding(*slopes, FOUND):
             share = f"{max(slopes[0].value, 0):.0%} {what} is there, in real rows {slopes[1].value:.0%}"
             found.append(Finding("dynamics", useless, f"{text.format('' if useless else ' quite')} ({share})"))
-    for pair, spread, text in (
+    for part, pair, spread, apart, text in (
         (
+            states,
             learned.following,
             learned.standing_still,
+            learned.further,
             'next states are off by {:.2g}, of real rows {:.2g}, of "s\' = s" {:.2g}',
         ),
         (
+            rewards,
             learned.reward,
             learned.other_rewards,
+            learned.dearer,
             "rewards are off by {:.2g}, of real rows {:.2g}, of shuffled ones {:.2g}",
         ),
     ):
-        part = unlikeness(pair, spread)
-        if part > THIRD:
-            found.append(Finding("dynamics", part > HALF, text.format(*pair, spread)))
-    useless_ones = [finding for finding in found if finding.useless]
-    return [*(useless_ones or found), *beyond]
+        way = unlikeness(pair, spread)
+        if part in parts and way > THIRD and apart > SURE:
+            found.append(Finding("dynamics", way > HALF, text.format(*pair, spread)))
+    return [*found, *beyond]
 
 
 def lacking(made: Slope, real: Slope, share: float) -> bool:
-    """Whether synthetic rows surely have less than a share of what real rows have of what is foretold."""
-    apart = math.hypot(made.error, real.error)
-    return made.value < share * real.value and real.value - made.value > SURE * apart
+    """Whether synthetic rows surely have less than a share of what real rows have of what is foretold, 1 at most."""
+    apart, target = math.hypot(made.error, real.error), min(1.0, real.value)
+    return made.value < share * target and target - made.value > SURE * apart
+
+
+def exceeding(made: Slope, real: Slope, share: float) -> bool:
+    """Whether real rows, or 1 where they have less, are surely less than a share of what synthetic rows have."""
+    apart, target = math.hypot(made.error, real.error), max(1.0, real.value)
+    return share * made.value > target and made.value - target > SURE * apart
 
 
 def _spread_out(report: "FidelityReport") -> list[Finding]:
@@ -272,7 +339,7 @@ def _shares(report: "FidelityReport") -> list[Finding]:
 
 def _another_share(share: Pair, rows: tuple[int, int]) -> bool:
     """Whether a share is twice or half the real one, and not by chance."""
-    return not share.real / 2 < share.synthetic < 2 * share.real and measures.by_chance(share, rows) < _RARE
+    return not share.real / 2 < share.synthetic < 2 * share.real and measures.by_chance(share, rows) < measures.RARE
 
 
 def _odd_atoms(report: "FidelityReport") -> bool:
@@ -369,21 +436,23 @@ def _telling(report: "FidelityReport") -> str:
 
 
 def _nearness(near: Neighbours) -> str:
-    closer = near.closer
+    closer, copied = near.closer, near.copied
     share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
-    if closer <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
+    if near.usual > 0.02:  # the data repeat rows
+        share = f"{closer:.1%} of synthetic rows are training rows again, and {near.usual:.1%} of real rows"
+    if copied <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
         return f"Far from all training rows, as far as noise, so that memorisation is no question: {share}."
-    if closer <= 0.02 and _lost(near):
+    if copied <= 0.02 and _lost(near):
         return f"Farther from training rows than real ones are, and no copies: {share}."
-    if closer <= 0.02:
+    if copied <= 0.02:
         return f"No sign of memorisation: {share}."
-    return f"Near-copies of training rows: {share}." if closer < 0.5 else f"Training rows are memorised: {share}."
+    return f"Near-copies of training rows: {share}." if copied < 0.5 else f"Training rows are memorised: {share}."
 
 
 def _ending(report: "FidelityReport") -> str:
     rate, rows = report.terminal_rate, report.terminal_rows
     line = f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows"
-    if measures.by_chance(rate, rows) >= _RARE:
+    if measures.by_chance(rate, rows) >= measures.RARE:
         return f"{line}: no more apart than chance sets them."
     if not _another_share(rate, rows):
         return f"{line}: apart by more than chance, though within twice and half."
@@ -408,15 +477,18 @@ def _acting(report: "FidelityReport") -> str:
 def _dynamics(report: "FidelityReport") -> str:
     """By the simulator, or by the regressor, with why not by the simulator."""
     if report.dynamics is not None and math.isfinite(report.dynamics.median.synthetic):
-        return _obeys(report.dynamics)
+        line = _obeys(report.dynamics)
+        return line if report.learned is None else f"{line} {_follows(report)}"
     why = report.no_simulator.rstrip(".")
     why = why if report.dynamics is None else "no row's observation gives its whole state"
-    line = f"Not measured by a simulator: {why}."
-    return line if report.learned is None else f"{line} {_follows(report.learned)}"
+    return f"Not measured by a simulator: {why}. {_follows(report)}"
 
 
-def _follows(learned: LearnedError) -> str:
+def _follows(report: "FidelityReport") -> str:
     """What the regressor says."""
+    learned = report.learned
+    if learned is None:
+        return f"Nor by a regressor fitted on real rows: fewer than {FEWEST} rows a side."
     if not math.isfinite(learned.following.synthetic):
         return (
             f"A regressor fitted on real rows is not asked either: {learned.within.synthetic:.0%} of the rows' states "
@@ -425,15 +497,22 @@ def _follows(learned: LearnedError) -> str:
     following, reward = learned.following, learned.reward
     line = (
         f"The median row's s' is {following.synthetic:.2g} from what a regressor fitted on real rows foretells, "
-        f"an unseen real row's {following.real:.2g} (\"s' = s\": {learned.standing_still:.2g}), its reward "
-        f"{reward.synthetic:.2g} and {reward.real:.2g}"
+        f"an unseen real row's {following.real:.2g} (\"s' = s\": {learned.standing_still:.2g}); rewards miss it by "
+        f"{reward.synthetic:.2g} (RMS; of real rows {reward.real:.2g})"
     )
     shares = [
         f"{made.value:.0%} of {what} (in real rows {real.value:.0%})"
-        for (made, real), what in ((learned.acts, "what actions do"), (learned.pays, "the rewards"))
-        if math.isfinite(made.value) and math.isfinite(real.value)
+        for (made, real), what in (
+            (learned.acts, "what actions do"),
+            (learned.moves, "the changes"),
+            (learned.pays, "the rewards"),
+            (learned.ends, "the ends"),
+        )
+        if math.isfinite(made.value + real.value) and _told(made, real)
     ]
-    line += f"; of what it foretells there is {' and '.join(shares)}." if shares else "."
+    line += f"; of what it foretells there is {', '.join(shares)}." if shares else "."
+    if untold := _untold(report):
+        line += f" Too little is to be seen to tell of {' and '.join(untold)}."
     if learned.within.synthetic < 0.5:
         line += f" It was asked about the {learned.within.synthetic:.0%} of rows whose states are within its reach."
     return line
@@ -450,6 +529,8 @@ def _obeys(steps: DynamicsError) -> str:
     )
     if model > step * THIRD and world <= 0.1 * step:
         line = f"Does not obey the simulator. {line}"
+    if "rewards" not in steps.own:
+        line += f" Real rows' rewards miss its own by {steps.reward.real:.2g}: they are others."
     if world > 0.1 * step:
         return f"{line} But real rows miss it by {world:.2g}: it is not the simulator they come from."
     return f"{line} Real rows miss it by {world:.1g}."
