@@ -17,7 +17,7 @@ import torch
 from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.learned import FITTED, LearnedError, learned_error
 from diffrl.augment.fidelity.measures import PARTS, QUERIES, Doubles, DynamicsError, Neighbours, Pair
-from diffrl.augment.fidelity.verdicts import verdicts_of
+from diffrl.augment.fidelity.sentences import verdicts_of
 from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
 from diffrl.support.errors import DataError, UserError

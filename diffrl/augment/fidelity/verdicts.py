@@ -1,14 +1,12 @@
-"""What the measures of a fidelity report say, in words: whether the rows are of any use, and where to look first."""
+"""What is found wrong with the rows of a fidelity report: whether they are of any use, and where to look first."""
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.learned import LearnedError, Slope
-from diffrl.augment.fidelity.measures import FEWEST, ODD_ENDS, PARTS, UNIT, DynamicsError, Neighbours, Pair
+from diffrl.augment.fidelity.measures import FEWEST, ODD_ENDS, PARTS, UNIT, Neighbours, Pair
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
 
 if TYPE_CHECKING:
@@ -134,8 +132,8 @@ def measured_by(report: "FidelityReport") -> str:
             f"{' and '.join(others)}{' ' if others else ''}by a regressor fitted on real rows{reach}, not by "
             f"{'the' if others else 'a'} simulator{', which has others' if others else ''}"
         )
-    if untold := _untold(report):
-        by.append(f"not to be told: {', '.join(untold)}")
+    if unknown := untold(report):
+        by.append(f"not to be told: {', '.join(unknown)}")
     if by:
         return "; ".join(by)
     few = f"fewer than {FEWEST} rows a side are no matter for a regressor"
@@ -156,22 +154,22 @@ def _measured(report: "FidelityReport") -> bool:
     )
 
 
-def _told(made: Slope, real: Slope) -> bool:
+def told(made: Slope, real: Slope) -> bool:
     """Whether synthetic rows surely have something of what is foretold, or surely lack it."""
     return made.value > SURE * made.error or lacking(made, real, FOUND)
 
 
-def _untold(report: "FidelityReport") -> list[str]:
+def untold(report: "FidelityReport") -> list[str]:
     """What the regressor was asked of and cannot tell: rows show too little of it, or are too few."""
     learned, simulated = report.learned, _simulated(report)
     if learned is None or not math.isfinite(learned.following.synthetic):
         return []
     of = []
-    if "next states" not in simulated and not _told(*learned.acts):
+    if "next states" not in simulated and not told(*learned.acts):
         of.append("what actions do")
-    if "rewards" not in simulated and not _told(*learned.pays):
+    if "rewards" not in simulated and not told(*learned.pays):
         of.append("rewards")
-    if "ends" not in simulated and any(report.terminal_rate) and not _told(*learned.ends):
+    if "ends" not in simulated and any(report.terminal_rate) and not told(*learned.ends):
         of.append("ends")
     return of
 
@@ -183,7 +181,7 @@ def _repeated(report: "FidelityReport") -> list[Finding]:
     """Rows that are all alike, copies, or far from all others."""
     near = report.neighbours
     distance = "nearest_neighbour"
-    if _collapsed(report):
+    if collapsed(report):
         alike = f"{report.variety.synthetic:.2g} from one another, real rows {report.variety.real:.2g}"
         copies = f", and {near.closer:.0%} are copies of training rows" if near.copied >= 0.5 else ""
         return [
@@ -196,16 +194,16 @@ def _repeated(report: "FidelityReport") -> list[Finding]:
         copies = f"Copies: {near.closer:.0%} of the rows are training rows again, and add nothing to them{usual}"
         return [Finding(distance, True, copies)]
     if unlikeness(near.median, near.shuffled) > 0.5:
-        distances = _beside_shuffled(near.median, near.shuffled)
+        distances = beside_shuffled(near.median, near.shuffled)
         return [Finding(distance, True, f"Far from the training rows, as noise is ({distances})")]
     if near.copied > 0.05:
         return [Finding(distance, False, f"{near.closer:.0%} near-copies of training rows{usual}")]
-    if _lost(near):
-        return [Finding(distance, False, f"{_times(near.median)} as far from training rows as real ones are")]
+    if lost(near):
+        return [Finding(distance, False, f"{times(near.median)} as far from training rows as real ones are")]
     return []
 
 
-def _lost(near: Neighbours) -> bool:
+def lost(near: Neighbours) -> bool:
     """Whether rows lie far off, and a part of the way to noise."""
     return near.median.synthetic > LOST * near.median.real > 0 and unlikeness(near.median, near.shuffled) > WAY
 
@@ -294,21 +292,21 @@ def _spread_out(report: "FidelityReport") -> list[Finding]:
     w2, ks = report.sliced_w2, report.ks_mean
     if not report.steered:
         signs = []
-        if _elsewhere(w2, report.shuffled_w2):
-            signs.append(f"sliced W2 {_beside_shuffled(w2, report.shuffled_w2)}")
+        if elsewhere(w2, report.shuffled_w2):
+            signs.append(f"sliced W2 {beside_shuffled(w2, report.shuffled_w2)}")
         if ks.synthetic > max(0.25, 2 * ks.real):
             signs.append(f"mean KS {ks.synthetic:.2g}, of real rows {ks.real:.2g}")
         if signs:
             text = f"Another distribution: the rows are not spread as the data are ({', '.join(signs)})"
             return [Finding("sliced_w2", True, text)]
     return [
-        Finding(key, False, f"{name} {_times(pair)} the floor" if pair.real else name)
+        Finding(key, False, f"{name} {times(pair)} the floor" if pair.real else name)
         for key, name, pair in (("marginals", "marginals", ks), ("sliced_w2", "sliced W2", w2))
         if pair.synthetic > FAR * pair.real
     ]
 
 
-def _elsewhere(w2: Pair, shuffled: float) -> bool:
+def elsewhere(w2: Pair, shuffled: float) -> bool:
     """Whether sliced W2 is nearer to that of shuffled columns than to its floor, and these two are well apart."""
     return shuffled > APART * w2.real and unlikeness(w2, shuffled) > HALF
 
@@ -326,31 +324,32 @@ def _shares(report: "FidelityReport") -> list[Finding]:
     """Shares of terminal rows, and of those with an action at or beyond a bound, that are others than by chance."""
     found = []
     ends, bound, outside = report.terminal_rate, report.actions_at_bound, report.actions_outside
-    if _another_share(ends, report.terminal_rows):
+    if another_share(ends, report.terminal_rows):
         found.append(Finding("terminal_rate", False, f"{ends.synthetic:.2%} terminal rows instead of {ends.real:.2%}"))
-    if outside.synthetic > outside.real and _another_share(outside, report.terminal_rows):
+    if outside.synthetic > outside.real and another_share(outside, report.terminal_rows):
         text = f"actions outside their bounds in {outside.synthetic:.1%} of rows instead of {outside.real:.1%}"
         found.append(Finding("actions", False, text))
-    if _odd_atoms(report):
+    if odd_atoms(report):
         text = f"actions on a bound in {bound.synthetic:.1%} of rows instead of {bound.real:.1%}"
         found.append(Finding("actions", False, text))
     return found
 
 
-def _another_share(share: Pair, rows: tuple[int, int]) -> bool:
+def another_share(share: Pair, rows: tuple[int, int]) -> bool:
     """Whether a share is twice or half the real one, and not by chance."""
     return not share.real / 2 < share.synthetic < 2 * share.real and measures.by_chance(share, rows) < measures.RARE
 
 
-def _odd_atoms(report: "FidelityReport") -> bool:
+def odd_atoms(report: "FidelityReport") -> bool:
     """Whether rows have actions on a bound where the data have few, or few where these have many."""
     share = report.actions_at_bound
     if report.steered and share.real:  # part of the data may have more, or none
         return False
-    return abs(share.synthetic - share.real) > ATOMS and _another_share(share, report.terminal_rows)
+    return abs(share.synthetic - share.real) > ATOMS and another_share(share, report.terminal_rows)
 
 
-def _collapsed(report: "FidelityReport") -> bool:
+def collapsed(report: "FidelityReport") -> bool:
+    """Whether synthetic rows are nearly the same: much nearer to each other than real ones are."""
     return report.variety.synthetic < report.variety.real / 4
 
 
@@ -366,171 +365,12 @@ def unlikeness(pair: Pair, shuffled: float) -> float:
 # --- a sentence a measure ------------------------------------------------------------------------------------------
 
 
-def verdicts_of(report: "FidelityReport") -> dict[str, str]:
-    """What the measures say, a sentence each; before them, as `overall`, whether the rows are of any use."""
-    return {
-        "overall": verdict_of(report).sentence,
-        "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}. {_worst_column(report)}",
-        "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
-        f"{_against_floor(report.correlation_largest)}.",
-        "sliced_w2": _spread(report.sliced_w2, report.shuffled_w2),
-        "variety": f"A row's nearest other one is {report.variety.synthetic:.3g} away, a real row's "
-        f"{report.variety.real:.3g}{': rows are nearly the same' if _collapsed(report) else ''}.",
-        "classifier": _telling(report),
-        "nearest_neighbour": f"{_nearness(report.neighbours)} The median distance is "
-        f"{report.neighbours.median.synthetic:.3g}, of real rows {report.neighbours.median.real:.3g}.",
-        "terminal_rate": _ending(report),
-        "actions": _acting(report),
-        "dynamics": _dynamics(report),
-    }
-
-
-def _against_floor(pair: Pair) -> str:
-    """Say how far a measure is above its floor, and both. Beyond `FAR` one is to look first."""
-    figures = f"({pair.synthetic:.3g} beside {pair.real:.3g})"
-    for factor in (1.5, FAR):
-        if pair.synthetic <= factor * pair.real:
-            return f"within {factor}x of the real-against-real floor {figures}"
-    return f"{_times(pair)} the real-against-real floor {figures}" if pair.real else f"above a floor of 0 {figures}"
-
-
-def _times(pair: Pair) -> str:
+def times(pair: Pair) -> str:
     """How many times its floor, above 0, a measure is: "2.4x", "31x"."""
     times = pair.synthetic / pair.real
     return f"{times:.1f}x" if times < 10 else f"{times:,.0f}x"
 
 
-def _worst_column(report: "FidelityReport") -> str:
-    """The column whose KS is furthest above its own floor, or above what chance gives where that is more."""
-    chance = 0.83 * math.sqrt(2 / report.rows)  # the median statistic of two samples of one distribution
-    worst = int(np.argmax(report.ks / np.maximum(report.ks_floor, chance)))
-    pair = Pair(float(report.ks[worst]), float(report.ks_floor[worst]))
-    return f"The column furthest above its own floor, {report.names[worst]}, is {_against_floor(pair)}."
-
-
-def _spread(pair: Pair, shuffled: float) -> str:
-    """What sliced W2 says: how far it is above its floor, and whether it is nearer to that of shuffled columns."""
-    if _elsewhere(pair, shuffled) and pair.synthetic <= FAR * pair.real:  # a finding calls that another one
-        return (
-            f"The distance, {pair.synthetic:.3g}, is nearer to that of shuffled columns, {shuffled:.3g}, than to the "
-            f"real-against-real floor, {pair.real:.3g}."
-        )
-    return f"The distance is {_against_floor(pair)}."
-
-
-def _beside_shuffled(pair: Pair, shuffled: float) -> str:
+def beside_shuffled(pair: Pair, shuffled: float) -> str:
+    """A measure beside its floor, and beside what it is of real rows with shuffled columns."""
     return f"{pair.synthetic:.2g}, of real rows {pair.real:.2g}, of real rows with shuffled columns {shuffled:.2g}"
-
-
-def _telling(report: "FidelityReport") -> str:
-    """How well rows are told apart, and by what."""
-    told, chance = report.told_apart
-    if not math.isfinite(told):
-        return f"Not measured: fewer than {measures.FEWEST} rows a side."
-    line = (
-        f"Trees that learned to tell them apart find the synthetic one of a synthetic and a real row in {told:.1%} of "
-        f"pairs (of two real rows in {chance:.1%}; chance is 50%)"
-    )
-    columns = [report.names[i] for i in np.argsort(-report.tells)[:3] if report.tells[i] > 0.01]
-    return f"{line}, most by {', '.join(columns)}." if columns else f"{line}."
-
-
-def _nearness(near: Neighbours) -> str:
-    closer, copied = near.closer, near.copied
-    share = f"{closer:.1%} of synthetic rows are nearer to a training row than 1 % of real rows are"
-    if near.usual > 0.02:  # the data repeat rows
-        share = f"{closer:.1%} of synthetic rows are training rows again, and {near.usual:.1%} of real rows"
-    if copied <= 0.02 and unlikeness(near.median, near.shuffled) > 0.5:
-        return f"Far from all training rows, as far as noise, so that memorisation is no question: {share}."
-    if copied <= 0.02 and _lost(near):
-        return f"Farther from training rows than real ones are, and no copies: {share}."
-    if copied <= 0.02:
-        return f"No sign of memorisation: {share}."
-    return f"Near-copies of training rows: {share}." if copied < 0.5 else f"Training rows are memorised: {share}."
-
-
-def _ending(report: "FidelityReport") -> str:
-    rate, rows = report.terminal_rate, report.terminal_rows
-    line = f"{rate.synthetic:.3%} of synthetic rows are terminal, {rate.real:.3%} of the training rows"
-    if measures.by_chance(rate, rows) >= measures.RARE:
-        return f"{line}: no more apart than chance sets them."
-    if not _another_share(rate, rows):
-        return f"{line}: apart by more than chance, though within twice and half."
-    times = f", {_times(rate)} as many" if rate.synthetic > rate.real > 0 else ""
-    return f"Another rate{times}: {line}, which is not by chance."
-
-
-def _acting(report: "FidelityReport") -> str:
-    outside, bound = report.actions_outside, report.actions_at_bound
-    line = (
-        "No action is outside its bounds"
-        if outside.synthetic == 0
-        else f"{outside.synthetic:.3%} of synthetic rows have an action outside its bounds, {outside.real:.3%} of the "
-        "training rows"
-    )
-    line += (
-        f"; {bound.synthetic:.2%} of synthetic rows have one exactly on a bound, {bound.real:.2%} of the training rows"
-    )
-    return f"Another share at the bounds: {line[0].lower()}{line[1:]}." if _odd_atoms(report) else f"{line}."
-
-
-def _dynamics(report: "FidelityReport") -> str:
-    """By the simulator, or by the regressor, with why not by the simulator."""
-    if report.dynamics is not None and math.isfinite(report.dynamics.median.synthetic):
-        line = _obeys(report.dynamics)
-        return line if report.learned is None else f"{line} {_follows(report)}"
-    why = report.no_simulator.rstrip(".")
-    why = why if report.dynamics is None else "no row's observation gives its whole state"
-    return f"Not measured by a simulator: {why}. {_follows(report)}"
-
-
-def _follows(report: "FidelityReport") -> str:
-    """What the regressor says."""
-    learned = report.learned
-    if learned is None:
-        return f"Nor by a regressor fitted on real rows: fewer than {FEWEST} rows a side."
-    if not math.isfinite(learned.following.synthetic):
-        return (
-            f"A regressor fitted on real rows is not asked either: {learned.within.synthetic:.0%} of the rows' states "
-            f"are within its reach, {learned.within.real:.0%} of unseen real ones."
-        )
-    following, reward = learned.following, learned.reward
-    line = (
-        f"The median row's s' is {following.synthetic:.2g} from what a regressor fitted on real rows foretells, "
-        f"an unseen real row's {following.real:.2g} (\"s' = s\": {learned.standing_still:.2g}); rewards miss it by "
-        f"{reward.synthetic:.2g} (RMS; of real rows {reward.real:.2g})"
-    )
-    shares = [
-        f"{made.value:.0%} of {what} (in real rows {real.value:.0%})"
-        for (made, real), what in (
-            (learned.acts, "what actions do"),
-            (learned.moves, "the changes"),
-            (learned.pays, "the rewards"),
-            (learned.ends, "the ends"),
-        )
-        if math.isfinite(made.value + real.value) and _told(made, real)
-    ]
-    line += f"; of what it foretells there is {', '.join(shares)}." if shares else "."
-    if untold := _untold(report):
-        line += f" Too little is to be seen to tell of {' and '.join(untold)}."
-    if learned.within.synthetic < 0.5:
-        line += f" It was asked about the {learned.within.synthetic:.0%} of rows whose states are within its reach."
-    return line
-
-
-def _obeys(steps: DynamicsError) -> str:
-    model, world = steps.median
-    if not math.isfinite(model) or not math.isfinite(world):
-        return "Not measured: no row's observation gives the simulator's whole state."
-    step = steps.standing_still or 1.0
-    line = (
-        f"The median row misses the simulator's s' by {model:.2g} {UNIT} (a step changes it by {step:.2g}) and its "
-        f"reward by {steps.reward.synthetic:.2g}; terminal is another in {steps.terminal.synthetic:.2%}."
-    )
-    if model > step * THIRD and world <= 0.1 * step:
-        line = f"Does not obey the simulator. {line}"
-    if "rewards" not in steps.own:
-        line += f" Real rows' rewards miss its own by {steps.reward.real:.2g}: they are others."
-    if world > 0.1 * step:
-        return f"{line} But real rows miss it by {world:.2g}: it is not the simulator they come from."
-    return f"{line} Real rows miss it by {world:.1g}."
