@@ -42,6 +42,7 @@ _ROWS_2 = (
     "SynthER's seeds are hashed as all others are: other rows held out, other batches and noise (version 2 of rows)"
 )
 _FIDELITY = "useless rows are told by two more measures: of shuffled columns, and the distance of rows to one another"
+_JUDGED = "the fidelity report judges dynamics without a simulator, and names all faults: of the file its words alone"
 _WHOLE_ENVIRONMENT = (
     "an environment is recorded with its time limit, wrappers and origin, not by id and arguments alone"
 )
@@ -58,6 +59,9 @@ ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:verdicts": _FIDELITY,
     "synther*/new-synther/fidelity.json:*": _ROWS_2,
     "synther*/new.hdf5:*": _ROWS_2,
+    "flow-to-better/new-flow-to-better/fidelity.json:*": _JUDGED,
+    "flow-to-better/new.hdf5:@sha256": _JUDGED,
+    "flow-to-better/new.hdf5:metadata/fidelity*": _JUDGED,
     "synther*/new-synther/config.json:rows_version": _ROWS_2,
     "synther*/new-synther/codec.safetensors:*": _ROWS_2,
     "synther*/new-synther/checkpoints/000000000/state.json:*": _ROWS_2,
