@@ -16,6 +16,16 @@ from diffrl.support.files import spare_source
 from envs.datasets import locate
 
 
+def beside_file(path: Path, what: str) -> Path:
+    """The folder beside a data set's file that holds what belongs to it: NAME-what."""
+    return path.with_name(f"{path.stem}-{what}")
+
+
+def for_id(minari_id: str, what: str) -> Path:
+    """The folder of what belongs to a data set with an id, in the current one: runs/ID-what, with - for each /."""
+    return Path("runs") / f"{minari_id.replace('/', '-')}-{what}"
+
+
 class Target:
     """Where a data set is written: an HDF5 file, or Minari's store.
 
@@ -29,13 +39,13 @@ class Target:
         self.to_file = self.path.suffix in HDF5_SUFFIXES
         if self.to_file:
             self.exists = self.path.exists()
-            self.folder = self.path.with_name(f"{self.path.stem}-{verb}")
+            self.folder = beside_file(self.path, verb)
         elif out.startswith("minari:"):
             self.id = out.removeprefix("minari:")
             if not minari.is_id(self.id):
                 raise UserError(f"{out!r} is no Minari id; expected e.g. minari:hopper/synthetic-v0.")
             self.exists = (minari.store() / self.id).exists()
-            self.folder = Path("runs") / f"{self.id.replace('/', '-')}-{verb}"
+            self.folder = for_id(self.id, verb)
         else:
             raise UserError(f"Cannot write {out!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
         if self.to_file and self.path.is_dir():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,14 @@ def test_enough_is_enough_for_a_run_that_goes_on(
         assert human.asks
 
 
+def call_page(address: str, call: str, value: Any = None) -> Any:
+    """What a page of votes answers to a call of its script."""
+    request = urllib.request.Request(
+        f"{address}{call}", json.dumps(value).encode(), {"Content-Type": "application/json"}
+    )
+    return json.loads(urllib.request.urlopen(request, timeout=60).read())
+
+
 def test_a_round_of_fewer_groups_has_a_last_choice_and_enough_is_kept_when_it_is_said(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,15 +269,9 @@ def test_a_round_of_fewer_groups_has_a_last_choice_and_enough_is_kept_when_it_is
     addresses: queue.Queue[str] = queue.Queue()
     human, batch = Human(4, ready=addresses.put), torch.rand(8, 1, 8, 8)
 
-    def ask(call: str, value: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"{address}{call}", json.dumps(value).encode(), {"Content-Type": "application/json"}
-        )
-        return json.loads(urllib.request.urlopen(request, timeout=60).read())
-
     with human.opened(quick, 2):
         human.at(0, asking=True)
-        address = addresses.get(timeout=60)
+        ask = partial(call_page, addresses.get(timeout=60))
         run = threading.Thread(target=human.look, args=(batch, ["a"] * 8), daemon=True)
         run.start()
         while not (first := ask("state"))["group"]:
@@ -430,15 +433,9 @@ def test_a_vote_is_answered_with_the_next_images_and_can_be_taken_back(
     human = Human(3, ready=addresses.put)
     batch, prompts = torch.rand(12, 1, 8, 8), [text for text in "abc" for _ in range(4)]
 
-    def ask(call: str, value: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"{address}{call}", json.dumps(value).encode(), {"Content-Type": "application/json"}
-        )
-        return json.loads(urllib.request.urlopen(request, timeout=60).read())
-
     with human.opened(quick, 1):
         human.at(0, asking=True)
-        address = addresses.get(timeout=60)
+        ask = partial(call_page, addresses.get(timeout=60))
         run = threading.Thread(target=human.look, args=(batch, prompts), daemon=True)
         run.start()
         while not (first := ask("state"))["group"]:
@@ -468,7 +465,7 @@ def test_a_vote_is_answered_with_the_next_images_and_can_be_taken_back(
     other = Human(3, ready=addresses.put)
     with other.opened(quick, 1):
         other.at(0, asking=True)
-        address = addresses.get(timeout=60)
+        ask = partial(call_page, addresses.get(timeout=60))
         run = threading.Thread(target=other.look, args=(batch.flip(-1), prompts), daemon=True)
         run.start()
         while not (first := ask("state"))["group"]:

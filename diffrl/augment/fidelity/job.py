@@ -13,6 +13,7 @@ from diffrl.augment.fidelity.report import say, write_report
 from diffrl.augment.flow_to_better.augmenter import FlowToBetter
 from diffrl.augment.job import LEAST_ROWS, REPORTED, open_data
 from diffrl.augment.synther.augmenter import hold_out
+from diffrl.augment.target import beside_file, for_id
 from diffrl.data.fidelity import REAL_ROWS, SOURCE_ROWS, SYNTHETIC_ROWS
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
@@ -95,9 +96,7 @@ def fidelity_of(
 def folder_of(synthetic: str) -> Path:
     """Where the report on a data set goes: NAME-fidelity beside its file, or runs/NAME-fidelity for an id."""
     path = Path(synthetic).expanduser()
-    if path.exists():
-        return path.with_name(f"{path.stem}-fidelity")
-    return Path("runs") / f"{synthetic.removeprefix('minari:').replace('/', '-')}-fidelity"
+    return beside_file(path, "fidelity") if path.exists() else for_id(synthetic.removeprefix("minari:"), "fidelity")
 
 
 def steers(metadata: Mapping[str, Any]) -> bool:
@@ -112,18 +111,24 @@ def steers(metadata: Mapping[str, Any]) -> bool:
 
 def _check_real(name: str, dataset: OfflineDataset) -> None:
     """Raise DataError where a model's rows stand after real ones: synthetic rows would be compared with themselves."""
-    real, made = (dataset.metadata.get(key) for key in (REAL_ROWS, SYNTHETIC_ROWS))
-    if isinstance(real, int) and isinstance(made, int) and real and made:
+    real, made = _mixed(dataset)
+    if real and made:
         raise DataError(
             f"{called(name)} has {made:,} synthetic rows beside its {real:,} real ones: give the real data that it was "
             f"made from."
         )
 
 
+def _mixed(dataset: OfflineDataset) -> tuple[int, int]:
+    """How many real rows and how many synthetic ones a data set says that it has; 0 where it does not say."""
+    real, made = (dataset.metadata.get(key) for key in (REAL_ROWS, SYNTHETIC_ROWS))
+    return real if isinstance(real, int) else 0, made if isinstance(made, int) else 0
+
+
 def _made(dataset: OfflineDataset) -> OfflineDataset:
     """The rows that a model made, where a file has real ones before them; all rows of another."""
-    real, made, source = (dataset.metadata.get(key) for key in (REAL_ROWS, SYNTHETIC_ROWS, SOURCE_ROWS))
-    if not (isinstance(real, int) and isinstance(made, int) and isinstance(source, int) and real and made):
+    source = dataset.metadata.get(SOURCE_ROWS)
+    if not (all(_mixed(dataset)) and isinstance(source, int)):
         return dataset
     following, _ = dataset.successors()
     rows = slice(source, None)

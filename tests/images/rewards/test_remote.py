@@ -275,8 +275,7 @@ def test_a_server_that_says_when_to_come_again_is_asked_then(pauses: list[float]
         "soon": 0.5,
     }.items():
         pauses.clear()
-        busy = lambda count, request: scores([7]) if count == 2 else (503, b"")  # noqa: E731
-        with scorer(busy, Retry_After=said) as (url, _):
+        with scorer(lambda count, request: scores([7]) if count == 2 else (503, b""), Retry_After=said) as (url, _):
             ask(Remote(url), images(1, 3, 4, 4), [""])
         assert pauses == [pytest.approx(expected, abs=5 if expected == 20 else 0)]
 
@@ -317,8 +316,7 @@ def test_a_token_is_not_shown_while_a_server_is_waited_for(
     pauses: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     token = "a-very-secret-token"
-    answers = lambda count, request: (200, token.encode()) if 1 < count < 9 else scores([1])  # noqa: E731
-    with scorer(answers) as (url, _):
+    with scorer(lambda count, request: (200, token.encode()) if 1 < count < 9 else scores([1])) as (url, _):
         remote = Remote(url, token=token)
         for _ in range(2):
             ask(remote, images(1, 3, 4, 4), [""])
