@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, fidelity, table_of
-from diffrl.augment.fidelity.measures import Pair
+from diffrl.augment.fidelity.measures import Neighbours, Pair
 from diffrl.augment.fidelity.report import page, write_report
 from diffrl.augment.fidelity.verdicts import advice, look_first, uselessness
 from diffrl.commands.data_tables import ranges
@@ -626,3 +626,16 @@ def test_a_report_without_a_simulator_or_spread_is_drawn_too(parts: Parts, tmp_p
     written = write_report(report, real, made, tmp_path, "constant")
     assert "NaN" not in written[0].read_text()
     assert report.neighbours.closer == 1
+
+
+@pytest.mark.parametrize(
+    ("closer", "usual", "copied"),
+    [(0.6, 0.6, 0.0), (0.8, 0.6, 0.5), (1.0, 0.6, 1.0), (0.3, 0.6, 0.0), (0.505, 0.01, 0.5)],
+)
+def test_copies_are_what_is_nearer_than_is_usual_of_what_need_not_be(
+    closer: float, usual: float, copied: float
+) -> None:
+    """Data that repeat 60 % of their rows have as many of a sound model's; where 80 % are, half of the others copy."""
+    side, pair = np.zeros(1_000), Pair(0.0, 0.0)
+    near = Neighbours(side, side, median=pair, low=pair, closer=closer, usual=usual, shuffled=1.0)
+    assert near.copied == pytest.approx(copied)
