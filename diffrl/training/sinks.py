@@ -4,6 +4,7 @@
 """
 
 import os
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -77,6 +78,8 @@ class WeightsAndBiases(Sink):
             with atomic_path(identity) as temporary:
                 temporary.write_text(uuid.uuid4().hex[:8])
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in(wandb) else "offline")
+        while any(folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
+            time.sleep(0.05)  # a record is named after its second: a second one of the same would be written over it
         # Nothing of the machine beyond the run's numbers and configuration.
         quiet = wandb.Settings(
             console="off", quiet=True, silent=True, disable_git=True, save_code=False, disable_job_creation=True,

@@ -76,6 +76,16 @@ def records(data: bytes) -> Iterator[bytes]:
             record = b""
 
 
+def whole(path: Path, parse: Callable[[bytes], Any]) -> list[Any]:
+    """A file's records, once it has its last: their own process still writes when `finish` has returned."""
+    for _ in range(300):
+        found = [parse(data) for data in records(path.read_bytes())]
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} is never ended")
+
+
 def of_wandb(run: Path) -> Numbers:
     """From the files that `wandb sync` sends, all of one run of theirs."""
     import json
@@ -85,9 +95,7 @@ def of_wandb(run: Path) -> Numbers:
     found: Numbers = {}
     ids = set()
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        for data in records(path.read_bytes()):
-            record = protocol.Record()
-            record.ParseFromString(data)
+        for record in whole(path, protocol.Record.FromString):
             if record.run.run_id:
                 ids.add(record.run.run_id)
             row = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
