@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from diffrl.diffusion import sample
 from diffrl.images.models.pipelines import to_images
 from diffrl.images.models.schedules import DiscreteSchedule, FlowSchedule, schedule_of
 from diffrl.support.errors import UserError
@@ -67,6 +68,45 @@ def test_a_consistency_models_grid_is_its_own(kind: str) -> None:
         assert schedule.label(schedule.times(4)[:-1]).tolist() == [999, 759, 499, 259]
     with pytest.raises(UserError, match=f"51 steps of {kind}, which has a grid of 50: give fewer"):
         schedule.times(51)
+
+
+@pytest.mark.parametrize("spaced", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("kind", ["EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep"])
+def test_a_scheduler_that_spaces_its_sigmas_is_sampled_at_them(kind: str, spaced: str) -> None:
+    """At each time sigma / alpha is its sigma, and the network is told what it tells, whose labels some cut to whole numbers."""
+    import diffusers
+
+    stable_diffusion = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    scheduler = getattr(diffusers, f"{kind}Scheduler").from_config({**stable_diffusion, spaced: True})
+    schedule = schedule_of(scheduler, 1)
+    for steps in (1, 4, 20):
+        scheduler.set_timesteps(steps)
+        times, sigmas = schedule.times(steps), scheduler.sigmas.unique_consecutive()[:steps]
+        assert (len(times), times[-1]) == (steps + 1, 0)
+        process = schedule.prediction.process
+        k = process.sigma(times) / process.alpha(times)
+        assert torch.allclose(k[:-1], sigmas.float(), rtol=1e-5)
+        told = scheduler.timesteps if "Heun" not in kind else scheduler.timesteps[::2]
+        assert torch.allclose(schedule.label(times[:-1]), told.float(), atol=1.1)
+
+
+@pytest.mark.parametrize("steps", [4, 11])
+def test_spaced_steps_without_noise_are_eulers(steps: int) -> None:
+    """Of one answer eps(x) = c x the chain of eta = 0 and EulerDiscreteScheduler make the same sample, to rounding."""
+    from diffusers import EulerDiscreteScheduler
+
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "use_karras_sigmas": True}
+    scheduler = EulerDiscreteScheduler.from_config(config)
+    schedule = schedule_of(scheduler, 1)
+    times = schedule.times(steps)
+    z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    denoise = schedule.prediction.denoiser(lambda x, t: 0.4 * x)
+    ours = sample(schedule.prediction.process, denoise, schedule.prediction.process.sigma(times[0]) * z, times, eta=0.0)
+    scheduler.set_timesteps(steps)
+    x = scheduler.sigmas[0] * z  # sigma / alpha times ours
+    for label in scheduler.timesteps:
+        x = scheduler.step(0.4 * scheduler.scale_model_input(x, label), label, x).prev_sample
+    assert torch.allclose(ours, x, rtol=1e-5, atol=1e-5)
 
 
 def test_what_a_schedule_cannot_be() -> None:
