@@ -73,7 +73,7 @@ def test_a_consistency_models_grid_is_its_own(kind: str) -> None:
 @pytest.mark.parametrize("spaced", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
 @pytest.mark.parametrize("kind", ["EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep"])
 def test_a_scheduler_that_spaces_its_sigmas_is_sampled_at_them(kind: str, spaced: str) -> None:
-    """At each time sigma / alpha is its sigma, and the network is told what it tells, whose labels some cut to whole numbers."""
+    """At each time sigma / alpha is its sigma; the network is told what it tells, which some cut to whole numbers."""
     import diffusers
 
     stable_diffusion = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
