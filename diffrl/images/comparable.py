@@ -1,4 +1,7 @@
-"""Whether a run that goes on measures as it did, so that its evaluations stand side by side. No torch."""
+"""Whether a run that goes on measures as it did, so that its evaluations stand side by side, and trains what it did.
+
+Without torch.
+"""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.config.base import CONFIG, NOTHING
 from diffrl.images.run import EVALUATIONS, MODEL, FinetuneRun, trained_further
 from diffrl.images.saved import measures_again
-from diffrl.images.stored import DIGESTS, MEASURED_BY, PROMPTS, SCORED_BY, load, same_reward
+from diffrl.images.stored import DIGESTS, MEASURED_BY, PROMPTS, SCORED_BY, TRAINED_BY, load, same_reward
 from diffrl.support import folder
 from diffrl.support.errors import UserError, joined
 
@@ -17,12 +20,40 @@ from diffrl.support.errors import UserError, joined
 def accept(path: Path) -> None:
     """Take a run's `finetune.yaml` as it was edited into its checksums.
 
-    Raises UserError, and takes nothing, for one that cannot be read, and for one by which evaluations of the run would
-    measure something else than those that it has.
+    Raises UserError, and takes nothing, for one that cannot be read, for one of another algorithm or of other adapters
+    or layers than the run's checkpoints, and for one by which evaluations of the run would measure something else than
+    those that it has.
     """
-    if (path / CONFIG).is_file() and (path / EVALUATIONS).is_file():
-        require(FinetuneRun(path, load(path / CONFIG)))
+    if (path / CONFIG).is_file():
+        run = FinetuneRun(path, load(path / CONFIG))
+        if folder.steps(path):
+            _require_its_checkpoints(run)
+        if (path / EVALUATIONS).is_file():
+            require(run)
     folder.accept(path)
+
+
+def _require_its_checkpoints(run: FinetuneRun) -> None:
+    """Raise UserError where a run's settings are others than its checkpoints'. Older versions do not keep these."""
+    before, now = run.about().get(TRAINED_BY), run.trained_by
+    if not isinstance(before, dict):
+        return
+    if changes := [name for name in now if before.get(name, now[name]) != now[name]]:
+        said = joined([f"{name}: {_said(now[name])} (before: {_said(before[name])})" for name in changes])
+        raise UserError(f"{run.path} cannot go on with {said}. {_way_out(run, 'Put it back', before.get('lora', 0))}")
+
+
+def _said(value: object) -> object:
+    """A setting as a user writes it."""
+    return "none" if value is None else " ".join(value) if isinstance(value, tuple | list) else value
+
+
+def _way_out(run: FinetuneRun, put_back: str, lora: int) -> str:
+    """What to do instead of a change that the run cannot take. lora: the rank of its adapters, 0 where it has none."""
+    model = run.path / MODEL
+    later = "" if model.exists() else " once the run has ended"
+    trained = trained_further(model, run.config.model, bool(lora))
+    return f"{put_back}. Or begin a new run from this one's model{later}: `diffrl finetune {trained}`."
 
 
 def require_to(run: FinetuneRun, config: FinetuneConfig) -> None:
@@ -40,13 +71,10 @@ def require(run: FinetuneRun) -> None:
     changes = _changes(before, run.measured_by, run.config) if isinstance(before, dict) else []
     if not changes:
         return
-    model, config = run.path / MODEL, run.config
-    later = "" if model.exists() else " once the run has ended"
+    back = "Put it back; what only training goes by, such as lr, kl and batch, may change"
     raise UserError(
         f"{run.path} would measure something else than in the evaluations that it has, and no change could be told "
-        f"from theirs: {'; '.join(changes)}. Put it back; what only training goes by, such as lr, kl and batch, may "
-        f"change. Or begin a new run from this one's model{later}: "
-        f"`diffrl finetune {trained_further(model, config.model, bool(config.lora))}`."
+        f"from theirs: {'; '.join(changes)}. {_way_out(run, back, run.config.lora)}"
     )
 
 

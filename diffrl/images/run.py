@@ -87,7 +87,8 @@ class FinetuneRun:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
             folder.seal(self.path, (ABOUT, *FILES))
-        folder.write_json(self.path / ABOUT, {"kind": IMAGES, stored.MEASURED_BY: self.measured_by, **about})
+        by = {stored.MEASURED_BY: self.measured_by, stored.TRAINED_BY: self.trained_by}
+        folder.write_json(self.path / ABOUT, {"kind": IMAGES, **by, **about})
         folder.write_yaml(self.path / CONFIG, plain(self.config, self.path))
         if not folder.sealed(self.path):
             folder.seal(self.path, (ABOUT, *FILES))
@@ -124,6 +125,11 @@ class FinetuneRun:
         with contextlib.suppress(UserError):
             measured[stored.PROMPTS] = stored.digest_of_prompts(self.config)
         return measured
+
+    @property
+    def trained_by(self) -> dict[str, Any]:
+        """The settings of which its checkpoints are."""
+        return {name: getattr(self.config, name, None) for name in stored.TRAINING}
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""

@@ -25,6 +25,10 @@ MEASURED_BY = "measured_by"
 """What `run.json` calls the settings that decide what an evaluation measures."""
 SAMPLING = ("seed", "eval_samples", "steps", "eta", "guidance", "size", "frames")
 """Those by which two runs of one model are evaluated on other images, besides the prompts."""
+TRAINED_BY = "trained_by"
+"""What `run.json` calls the settings of which the run's checkpoints are."""
+TRAINING = ("algo", "lora", "layers")
+"""These settings: a checkpoint of other ones has other tensors, or what another algorithm made of them."""
 MEASURING = ("model", "adapter", "precision", *SCORED_BY, *SAMPLING)
 """All of them besides the prompts."""
 PROMPTS, DIGESTS = "prompts", "files"

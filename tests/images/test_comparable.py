@@ -78,6 +78,39 @@ def test_what_only_training_goes_by_is_accepted(plain: Path, quick: Path) -> Non
     assert len(after) > 3
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("algo", "dpok", "algo: dpok (before: ddpo-is)"),
+        ("lora", 4, "lora: 4 (before: 0)"),
+        ("layers", ["conv_in"], "layers: conv_in (before: none)"),
+    ],
+)
+def test_another_algorithm_or_other_layers_are_not_accepted(
+    name: str, value: object, said: str, plain: Path, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's checkpoints are of one; the way out is a new run from its model."""
+    shutil.copytree(plain, "run")
+    sums = Path("run/SHA256SUMS").read_bytes()
+    edit(Path("run"), **{name: value}, queries=48)
+    assert mistake(["resume", "run", "--accept-changes"], capsys).endswith(
+        f"run cannot go on with {said}. Put it back. Or begin a new run from this one's model: "
+        "`diffrl finetune --model run/model`."
+    )
+    assert Path("run/SHA256SUMS").read_bytes() == sums
+
+
+def test_what_a_run_of_before_was_trained_by_is_not_known(plain: Path, quick: Path) -> None:
+    """So that nothing is refused of it; what it goes on with is kept."""
+    shutil.copytree(plain, "run")
+    about = json.loads(Path("run/run.json").read_text())
+    assert about.pop("trained_by") == {"algo": "ddpo-is", "lora": 0, "layers": None}
+    folder.write_json(Path("run/run.json"), about)
+    edit(Path("run"), algo="dpok", queries=48)
+    assert main(["resume", "run", "--accept-changes"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["trained_by"]["algo"] == "dpok"
+
+
 def test_other_prompts_in_the_same_file_are_seen(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not where the file has only moved, or has them written otherwise; a finished run is shown without it."""
     Path("prompts.txt").write_text("1\n2\n")
