@@ -13,13 +13,14 @@ from diffrl.nets.mlp import (
     mish,
     seed_generator,
 )
-from diffrl.nets.optim import Adam, average_, copy_state_, frozen, seed_norms, state_of
+from diffrl.nets.optim import Adam, SeparateAdam, average_, copy_state_, frozen, seed_norms, state_of
 
 __all__ = [
     "MLP",
     "Adam",
     "RawTime",
     "ResidualMLP",
+    "SeparateAdam",
     "StackedLinear",
     "TimeEmbedding",
     "affine",

@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
+from typing_extensions import override
 
 EPS = 1e-8
 """What Adam adds to sqrt(v_hat), as in Kingma & Ba 2015 and torch.optim.Adam."""
@@ -62,46 +63,48 @@ class Adam:
             if self._fused is not None:
                 return self._fused(gradients)
             norms = seed_norms(gradients)
-            if self.clip > 0:
-                factor = self._clipping(norms)
-                if len(factor) == 1:
-                    torch._foreach_mul_(gradients, factor.view(()))
-                else:
-                    gradients = tuple(g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients)
-            if isinstance(self._rate, Tensor):
-                self._rate.copy_(self._scheduled(self._steps[0]))
-            # The function, not the class: an object of torch.optim.Adam imports the compiler, which takes a second.
-            adam(
-                [*self.parameters],
-                list(gradients),
-                self._means,
-                self._squares,
-                [],
-                self._steps,
-                fused=True,
-                capturable=self.parameters[0].is_cuda,
-                amsgrad=False,
-                beta1=self.betas[0],
-                beta2=self.betas[1],
-                lr=self._rate,
-                weight_decay=0.0,
-                eps=EPS,
-                maximize=False,
-            )
+            self._move(self._clipped(gradients, norms), self.parameters, self._means, self._squares, self._steps)
         return norms
 
-    def step_where(self, loss: Tensor, going: Tensor) -> Tensor:
-        """`step` for the seeds that are `going` (S,) alone, without a look at which; give the norms (S,) of all.
+    def _clipped(self, gradients: tuple[Tensor, ...], norms: Tensor) -> tuple[Tensor, ...]:
+        """The gradients (S, ...) of these norms (S,), each seed's clipped; of one seed in place."""
+        if self.clip > 0:
+            factor = self._clipping(norms)
+            if len(factor) == 1:
+                torch._foreach_mul_(gradients, factor.view(()))
+            else:
+                gradients = tuple(g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradients)
+        return gradients
 
-        The others keep their parameters and moments; tensors without dimensions, which seeds share, move on.
-        """
-        tensors = [t for t in (*self.parameters, *self.state_dict().values()) if t.ndim]
-        before = [tensor.detach().clone() for tensor in tensors]
-        norm = self.step(loss)
-        with torch.no_grad():
-            for tensor, old in zip(tensors, before, strict=True):
-                tensor.copy_(torch.where(going.view(-1, *[1] * (tensor.ndim - 1)), tensor, old))
-        return norm
+    def _move(
+        self,
+        gradients: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        means: Sequence[Tensor],
+        squares: Sequence[Tensor],
+        steps: Sequence[Tensor],
+    ) -> None:
+        """Move parameters, or the slices of them that are a seed's, by one step, all in place. steps: ()."""
+        if isinstance(self._rate, Tensor):
+            self._rate.copy_(self._scheduled(steps[0]))
+        # The function, not the class: an object of torch.optim.Adam imports the compiler, which takes a second.
+        adam(
+            list(parameters),
+            list(gradients),
+            list(means),
+            list(squares),
+            [],
+            list(steps),
+            fused=True,
+            capturable=self.parameters[0].is_cuda,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self._rate,
+            weight_decay=0.0,
+            eps=EPS,
+            maximize=False,
+        )
 
     def restart_(self, going: Tensor) -> None:
         """Where `going` (), 0 or 1, is 0, forget all steps made: the next one is Adam's first again.
@@ -168,6 +171,55 @@ class Adam:
         return state
 
 
+class SeparateAdam(Adam):
+    """Adam whose seeds may stand still: each counts the steps that it made itself, `NAME.step` (S,).
+
+    So a seed that begins late, or pauses, makes the steps that it would make alone: bias correction and warm-up are
+    those of its own count (t in Kingma & Ba 2015, algorithm 1).
+    """
+
+    def __init__(
+        self, module: nn.Module, learning_rate: float, clip: float = 0.0, *, warm_up: int = 0, n_seeds: int
+    ) -> None:
+        super().__init__(module, learning_rate, clip, warm_up=warm_up)
+        self._steps = [torch.zeros(n_seeds, device=parameter.device) for parameter in self.parameters]
+
+    @override
+    def step(self, loss: Tensor) -> Tensor:
+        made = self._steps[0]
+        if not bool((made == made[0]).all()):
+            return self.step_where(loss, torch.ones_like(loss, dtype=torch.bool))
+        gradients = torch.autograd.grad(loss.sum(), self.parameters)
+        with torch.no_grad():  # all at once
+            norms = seed_norms(gradients)
+            counts = [steps[0].clone() for steps in self._steps]
+            self._move(self._clipped(gradients, norms), self.parameters, self._means, self._squares, counts)
+            for steps, count in zip(self._steps, counts, strict=True):
+                steps.copy_(count)
+        return norms
+
+    def step_where(self, loss: Tensor, going: Tensor) -> Tensor:
+        """`step` for the seeds that are `going` (S,) alone, without a look at which; give the norms (S,) of all.
+
+        The others keep their parameters, moments and counts.
+        """
+        gradients = torch.autograd.grad(loss.sum(), self.parameters)
+        with torch.no_grad():
+            norms = seed_norms(gradients)
+            tensors = [*self.parameters, *self.state_dict().values()]
+            before = [tensor.detach().clone() for tensor in tensors]
+            state = (self._clipped(gradients, norms), self.parameters, self._means, self._squares, self._steps)
+            for s in range(len(norms)):
+                self._move(*([tensor[s] for tensor in kind] for kind in state))
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(going.view(-1, *[1] * (tensor.ndim - 1)), tensor, old))
+        return norms
+
+    @override
+    def fuse(self, compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None) -> None:
+        raise NotImplementedError("steps of seeds by themselves are not fused")
+
+
 @torch.no_grad()
 def average_(average: nn.Module, online: nn.Module, rate: float | Tensor) -> None:
     """average <- (1 - rate) average + rate online, in place; `rate` is a number, or a tensor ()."""
@@ -198,10 +250,13 @@ def state_of(parts: Mapping[str, nn.Module | Adam]) -> dict[str, Tensor]:
 
 
 def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy each tensor of `state` into that of its name in `own`. Raises ValueError where names or shapes differ."""
+    """Copy each tensor of `state` into that of its name in `own`. Raises ValueError where names or shapes differ.
+
+    A number () goes to each of (S,) seeds: older versions had one count of an optimiser's steps for all.
+    """
     if own.keys() != state.keys():
         raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
     for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
+        if tensor.shape != state[name].shape and not (tensor.ndim == 1 and state[name].ndim == 0):
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
         tensor.copy_(state[name])

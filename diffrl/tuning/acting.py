@@ -18,7 +18,7 @@ from typing_extensions import override
 from agents.base import Agent, GenerativePolicy
 from diffrl.alignment.gae import RewardScale, gae
 from diffrl.data.preprocessing import Preprocessing
-from diffrl.nets import MLP, Adam, copy_state_
+from diffrl.nets import MLP, SeparateAdam, copy_state_
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Stopped
 from diffrl.training.checkpoint import LEARNER, SUM, part
@@ -116,8 +116,10 @@ class EnvironmentTrainer(Trainer, Generic[ExperienceT, PolicyT, ConfigT]):
         trained = nn.ParameterDict()  # frozen parts of the policy are no part of this
         trained.update({n.replace(".", "/"): p for n, p in self.policy.named_parameters() if p.requires_grad})
         self._optimisers = {
-            "policy": Adam(trained, config.learning_rate, config.grad_clip, warm_up=config.warm_up),
-            "critic": Adam(self.critic, config.critic_lr, config.grad_clip),
+            "policy": SeparateAdam(
+                trained, config.learning_rate, config.grad_clip, warm_up=config.warm_up, n_seeds=agent.n_seeds
+            ),
+            "critic": SeparateAdam(self.critic, config.critic_lr, config.grad_clip, n_seeds=agent.n_seeds),
         }
         self._scale = RewardScale(agent.n_seeds, config.environments, config.discount)
         self._live = torch.ones(agent.n_seeds, dtype=torch.bool, device=agent.device)
@@ -275,9 +277,7 @@ class EnvironmentTrainer(Trainer, Generic[ExperienceT, PolicyT, ConfigT]):
         optimiser = self._optimisers[name]
         if not bool(going.any()):
             return torch.zeros_like(loss.detach())
-        if bool(going.all()):
-            return optimiser.step(loss)
-        return optimiser.step_where(loss, going)
+        return optimiser.step(loss) if bool(going.all()) else optimiser.step_where(loss, going)
 
     # --- a `Trainer` -----------------------------------------------------------------------------------------------
 

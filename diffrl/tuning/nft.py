@@ -39,7 +39,7 @@ from agents.base import Agent, GenerativePolicy
 from diffrl.alignment.losses import nft_loss
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.data.transitions import Batch
-from diffrl.nets import Adam, average_
+from diffrl.nets import SeparateAdam, average_
 from diffrl.training.stack import Evaluate
 from diffrl.tuning.acting import EnvironmentTrainer, differ
 from diffrl.tuning.config import NFTConfig
@@ -236,7 +236,8 @@ class NFTLearner:
         self.values = critics_of(agent)
         self.policy = forward_policy(agent).requires_grad_(True)
         self.pretrained, self.old = reference(self.policy), deepcopy(self.policy).requires_grad_(False)
-        self._optimiser = Adam(self.policy, config.learning_rate, config.grad_clip, warm_up=config.warm_up)
+        size = {"warm_up": config.warm_up, "n_seeds": agent.n_seeds}
+        self._optimiser = SeparateAdam(self.policy, config.learning_rate, config.grad_clip, **size)
         self._updates = torch.zeros((), device=agent.device)
 
     @torch.no_grad()
