@@ -15,10 +15,10 @@ with gamma, `likelihood_weight`, 0 outside AntMaze. The critics are IQL's (`expe
 ones. Acting draws K = 1024 actions and chooses by softmax over min_i Q'_i.
 
 As in the authors' code D is clamped to [-1, 1] within its loss, noise levels are log-logistic about c_d = .5, the first
-`actor_start` steps train D and the critics alone, the likelihood is that before tanh, the critics have layer
-normalisation and the value function has not. What is different here: D's and the critics' optimisers are one each (the
-same for Adam without clipping); networks start as `torch.nn.Linear` does, the Gaussian's too (theirs: orthogonal); a
-schedule of the learning rate counts the first `actor_start` steps of D and critics.
+`actor_start` steps train D and the critics alone, a schedule of the learning rates begins behind them, the likelihood
+is that before tanh, the critics have layer normalisation and the value function has not. What is different here: D's
+and the critics' optimisers are one each (the same for Adam without clipping); networks start as `torch.nn.Linear` does,
+the Gaussian's too (theirs: orthogonal).
 """
 
 from collections.abc import Sequence
@@ -81,12 +81,12 @@ class DTQLAgent(ExpectileAgent):
         self.prediction = Prediction("edm", VE(), DATA_STD)
         self.frozen_critic, self.frozen_diffusion = frozen(self.critic), frozen(self.diffusion)
         self.networks |= {"diffusion": self.diffusion, "actor": self.actor}
-        decay = config.lr_decay_steps
+        decay, start = config.lr_decay_steps, config.actor_start
         self.optimisers = {
-            "value": Adam(self.value, config.critic_lr, decay_steps=decay),
-            "critic": Adam(self.critic, config.critic_lr, decay_steps=decay),
-            "diffusion": Adam(self.diffusion, config.actor_lr, decay_steps=decay),
-            "actor": Adam(self.actor, config.actor_lr, decay_steps=decay),
+            "value": Adam(self.value, config.critic_lr, decay_steps=decay, decay_start=start),
+            "critic": Adam(self.critic, config.critic_lr, decay_steps=decay, decay_start=start),
+            "diffusion": Adam(self.diffusion, config.actor_lr, decay_steps=decay, decay_start=start),
+            "actor": Adam(self.actor, config.actor_lr, decay_steps=decay),  # whose count begins there
         }
 
     @property

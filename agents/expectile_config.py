@@ -211,7 +211,7 @@ class DTQL(ExpectileConfig):
     sigma_max: Positive = 80.0
     """Largest noise level of training."""
     lr_decay_steps: Natural = 0
-    """Steps over which all learning rates fall to 0 along a cosine, as on some tasks; 0: they stay."""
+    """Steps after the first `actor_start` over which all learning rates fall to 0 along a cosine; 0: they stay."""
     act_candidates: Several = 1024
     """Actions drawn when acting, from which the critics choose one."""
     act_temperature: NotNegative = 1.0

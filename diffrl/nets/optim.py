@@ -30,6 +30,7 @@ class Adam:
     parameters alone, so that a loss may run through other networks without a gradient for their weights.
     decay_steps: the learning rate falls to 0 along half a cosine over this number of steps (Loshchilov & Hutter 2017,
     arXiv 1608.03983, without restarts), by the optimiser's own counter, and stays there; 0: it does not change.
+    decay_start: the steps made before it begins to fall.
     warm_up: over this number of first steps the learning rate rises to its full value in equal parts.
     """
 
@@ -41,12 +42,14 @@ class Adam:
         decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         warm_up: int = 0,
+        decay_start: int = 0,
     ) -> None:
         self.names = [name for name, _ in module.named_parameters()]
         self.parameters = list(module.parameters())
         self.clip = clip
         self.betas = betas
         self.learning_rate, self.decay_steps, self.warm_up = learning_rate, decay_steps, warm_up
+        self.decay_start = decay_start
         # One that changes is a tensor, so that a captured step reads what it is now.
         changes = decay_steps or warm_up
         self._rate = torch.tensor(learning_rate, device=self.parameters[0].device) if changes else learning_rate
@@ -158,7 +161,8 @@ class Adam:
         """The learning rate () of the step after `made` () steps."""
         rate = torch.full_like(made, self.learning_rate)
         if self.decay_steps:
-            rate = rate * (1 + torch.cos(math.pi * (made / self.decay_steps).clamp(max=1.0))) / 2
+            share = ((made - self.decay_start) / self.decay_steps).clamp(0.0, 1.0)
+            rate = rate * (1 + torch.cos(math.pi * share)) / 2
         if self.warm_up:
             rate = rate * ((made + 1) / self.warm_up).clamp(max=1.0)
         return rate

@@ -1,6 +1,7 @@
 """DTQL: the trust region against closed forms, and the agent against its equations."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -129,6 +130,22 @@ def test_the_policy_begins_at_its_step_as_if_it_were_the_first() -> None:
         soon.update(make_batch(seed=step), h)
     assert changed(late, before) == set(late.networks)
     assert all(torch.equal(t, soon.state_dict()[name]) for name, t in late.state_dict().items())
+
+
+def test_all_rates_fall_together_from_the_policys_start_to_nothing() -> None:
+    """As the authors' schedulers, which are stepped behind the first steps alone: the last step is everybody's."""
+    agent, g = build(dataclasses.replace(SMALL, actor_start=4, lr_decay_steps=6)), torch.Generator().manual_seed(0)
+    batch = make_batch()
+    rates = []
+    for _ in range(12):
+        agent.update(batch, g)
+        rates.append(
+            {name: float(optimiser._rate) / optimiser.learning_rate for name, optimiser in agent.optimisers.items()}
+        )
+    cosine = [(1 + math.cos(math.pi * k / 6)) / 2 for k in range(7)]
+    for name in ("value", "critic", "diffusion"):
+        assert [of[name] for of in rates] == pytest.approx([1] * 4 + cosine + [0], abs=1e-6)
+    assert [of["actor"] for of in rates[4:]] == pytest.approx([*cosine, 0], abs=1e-6)
 
 
 def test_acting_draws_and_the_target_critics_choose() -> None:
