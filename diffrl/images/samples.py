@@ -224,6 +224,8 @@ class RunState:
     """Rounds in which no update was made, as the rewards said nothing."""
     kl_weight: float = 0.0
     """Weight of the divergence from the frozen model; with --kl-target it is adapted."""
+    kls: list[float] = field(default_factory=list)
+    """Nats a decision of the rounds since it was adapted."""
     images: int = 0
     """Images sampled or trained on so far in the task that `on_progress` follows."""
     on_progress: Callable[[int], None] = lambda images: None

@@ -436,6 +436,24 @@ def test_adaptive_kl(measured: float, weight: float) -> None:
     assert tuner.state.kl_weight == pytest.approx(weight)
 
 
+def test_with_a_moving_window_the_weight_changes_once_a_sweep_by_its_mean() -> None:
+    """One window of 100 nats and others of .1, each of which alone would halve the weight: it is doubled at the end."""
+    setup = toy_setup(algo="grpo", kl=0.1, kl_target=10.0, window=2, window_rounds=2)
+    n = setup.chain.n_decisions
+    measured = [0.1, 100.0, *[0.1] * (2 * (n - 1) - 2), *[11.0] * (2 * (n - 1))]
+    assert 15 < 100 / (2 * (n - 1))
+    tuner, weights = trained(setup, 0), []
+    for turn, kl in enumerate(measured):
+        if turn == 3:
+            tensors, info = tuner.state_dict()
+            tuner = trained(setup, 0)
+            tuner.load_state_dict(turn, tensors, info)
+        tuner.state.round = turn + 1
+        tuner._adapt({"kl": kl / n})
+        weights.append(tuner.state.kl_weight)
+    assert weights == [0.1] * (tuner.algorithm.sweep - 1) + [0.2] * (tuner.algorithm.sweep + 1)
+
+
 @pytest.mark.parametrize("algo", ["ddpo-is", "nft"])
 def test_a_resumed_run_goes_on_bit_for_bit(algo: str) -> None:
     """Parameters, moments, counters, and the rewards of each prompt: four rounds, or two and two."""

@@ -92,6 +92,11 @@ class Algorithm(ABC, Generic[Config]):
         """How many images `collect` samples in all processes: those that are scored, unless the algorithm differs."""
         return self.queries
 
+    @property
+    def sweep(self) -> int:
+        """Rounds after which every decision of the chain has been trained on: 1, unless a window moves along it."""
+        return 1
+
     def prepare(self, folder: Path | None) -> None:
         """Do what is done once before the first round, such as sampling pairs; `folder` may keep the result."""
 
@@ -324,12 +329,18 @@ class Finetuner:
                 group["lr"] = lr
 
     def _adapt(self, metrics: Metrics) -> None:
-        """Record the penalty's weight, and change it where there is a target: nats an image over the whole chain."""
+        """Record the penalty's weight, and change it where there is a target: nats an image over the whole chain.
+
+        Once a sweep, by its mean: where a window stands decides how large the KL of its decisions is.
+        """
         state, target = self.state, self.setup.config.kl_target
         if state.kl_weight > 0:
             metrics["kl_weight"] = state.kl_weight
         if target is not None and "kl" in metrics:
-            whole = metrics["kl"] * self.setup.chain.n_decisions
+            state.kls.append(metrics["kl"])
+        if target is not None and state.kls and state.round % self.algorithm.sweep == 0:
+            whole = sum(state.kls) / len(state.kls) * self.setup.chain.n_decisions
+            state.kls.clear()
             if whole > ADAPT * target:
                 state.kl_weight *= 2
             elif whole < target / ADAPT:
@@ -360,6 +371,8 @@ class Finetuner:
             "scaler": self.scaler.state_dict(),
             "algorithm": self.algorithm.state_dict(),
         }
+        if self.state.kls:
+            info["kls"] = list(self.state.kls)
         if isinstance(self.setup.reward, ScaledSum):
             info["spreads"] = self.setup.reward.state_dict()
         return tensors, info
@@ -377,6 +390,7 @@ class Finetuner:
         state = self.state
         state.round, state.updates, state.queries = step, info["updates"], info["queries"]
         state.kl_weight = info["kl_weight"]
+        state.kls = list(info.get("kls", []))
         state.silent = info.get("silent", 0)  # runs of before 2026-11-28 counted none
         self.scaler.load_state_dict(info["scaler"])
         self.algorithm.load_state_dict(info["algorithm"])

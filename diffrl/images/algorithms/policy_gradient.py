@@ -91,6 +91,11 @@ class PolicyGradient(Algorithm[ChainConfig]):
         self.told_apart = (advantages != 0).cpu()
         return summary(rewards)
 
+    @property
+    @override
+    def sweep(self) -> int:
+        return self.window_rounds * (self.setup.chain.n_decisions - self.window + 1) if self.window else 1
+
     @override
     def has_signal(self, units: Tensor) -> bool:
         return bool(self.told_apart[units].any())

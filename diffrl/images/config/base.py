@@ -293,7 +293,8 @@ class OnlineConfig(FinetuneConfig):
     kl: NotNegative = 0.0
     """Weight of the divergence from the frozen reference, step by step."""
     kl_target: PositiveLimit | None = None
-    """Nats an image to hold the divergence at, by raising and lowering its weight; by default the weight stays."""
+    """Nats an image to hold the divergence at, by raising and lowering its weight, with a moving window once a sweep of
+    the chain; by default the weight stays."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
