@@ -32,10 +32,13 @@ alpha is in the hundreds, and would multiply J's error.
 
 Differences from the authors' code: one plan is made where theirs takes the best of 64 by J; no window runs over its
 episode's end; terminals cost nothing in R (theirs: 100); J is trained as long as the diffuser; the loss is the mean
-over the whole batch of 64, where theirs accumulates two of 32; the time label is i = T (2 / pi) atan(k), which is the
-step's index on the cosine schedule, and means something to every solver's grid; actions are scaled to [-1, 1] by their
-bounds, not by the data's limits. Sampling with fewer steps than T takes every so many of the T times, "ddpm" as the
-others.
+over the whole batch of 64, where theirs accumulates two of 32; on locomotion states are scaled to [-1, 1] by their
+limits, where theirs have mean 0 and deviation 1, and D is clamped there, where theirs is not (so `guidance_scale` acts
+in other units); the time's embedding goes through a layer of twice its width (theirs: four times); J's network has one
+block a level and a mean over rows (theirs: two, two more, and a flattened end); the time label is i = T (2 / pi)
+atan(k), which is the step's index on the cosine schedule, and means something to every solver's grid; actions are
+scaled to [-1, 1] by their bounds, not by the data's limits. Sampling with fewer steps than T takes every so many of
+the T times, "ddpm" as the others.
 """
 
 import math
@@ -188,7 +191,10 @@ class DiffuserAgent(Planner):
         return DiffuserNoise(t, eps)
 
     def denoising_loss(self, batch: Segments | ReturnWindows, noise: DiffuserNoise) -> Tensor:
-        """E |x_0 - D(x_i, i)|^2, the mean over batch, rows and columns: (S,). noise: of `noise`."""
+        """E |x_0 - D(x_i, i)|^2, the mean over batch, rows and columns, the first action's weighted: (S,).
+
+        noise: of `noise`.
+        """
         x0 = torch.cat([batch.actions, batch.observations], -1)
         states = batch.observations
         known = self.known(states[:, :, 0], states[:, :, -1] if self.config.goal_reaching else None)
@@ -196,7 +202,12 @@ class DiffuserAgent(Planner):
         def network(x: Tensor, t: Tensor) -> Tensor:
             return known.insert(self.network(self.denoiser, known.insert(x), t))
 
-        return denoising_loss(self.prediction, network, x0, noise.t, noise.eps, event_dims=2).mean(-1)
+        of_windows = self.prediction, network, x0, noise.t, noise.eps
+        if self.config.action_weight == 1:
+            return denoising_loss(*of_windows, event_dims=2).mean(-1)
+        weights = torch.ones(x0.shape[-2:], device=x0.device)
+        weights[0, : self.action_size] = self.config.action_weight
+        return (weights * denoising_loss(*of_windows, event_dims=0)).mean((-3, -2, -1))
 
     def return_loss(self, batch: ReturnWindows, noise: DiffuserNoise) -> Tensor:
         """E (R - J(x_i, i))^2 / Var R, the mean over the batch: (S,). noise: of `noise`, as of `denoising_loss`."""

@@ -75,6 +75,9 @@ class Diffuser(AgentConfig):
     """Gradient steps at each call of the denoiser."""
     guidance_stop: Natural = 2
     """Last steps of the diffusion, of `denoising_steps`, that go without guidance."""
+    action_weight: Positive = 1.0
+    """Weight of the first action of a window, which is executed, in the loss of the diffuser (10 in the paper's code on
+    locomotion)."""
     learning_rate: Positive = 2e-4
     """Adam's learning rate, also of the network that predicts returns."""
     ema_rate: Rate = 0.005

@@ -52,12 +52,15 @@ def windows(n_seeds: int = 2) -> Segments:
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("goal_reaching", [True, False])
 @pytest.mark.parametrize("show_ends", [True, False])
-def test_the_loss_is_the_papers_written_out(goal_reaching: bool, show_ends: bool) -> None:
+@pytest.mark.parametrize("action_weight", [1.0, 10.0])
+def test_the_loss_is_the_papers_written_out(goal_reaching: bool, show_ends: bool, action_weight: float) -> None:
     """Window by window: noise, write the known states in, ask the network for x_0, write them in again, square.
 
-    With `show_ends` each of the six rows is told the known states too, and that it is at -1, -.6, ..., 1.
+    The first row's action, which is executed, has its weight. With `show_ends` each of the six rows is told the known
+    states too, and that it is at -1, -.6, ..., 1.
     """
-    agent = build(dataclasses.replace(TINY, goal_reaching=goal_reaching, show_ends=show_ends))
+    shown = {"goal_reaching": goal_reaching, "show_ends": show_ends}
+    agent = build(dataclasses.replace(TINY, **shown, action_weight=action_weight))
     batch = windows()
     noise = agent.noise(batch, torch.Generator().manual_seed(1))
     rows = [0, 5] if goal_reaching else [0]
@@ -75,7 +78,8 @@ def test_the_loss_is_the_papers_written_out(goal_reaching: bool, show_ends: bool
             both = agent.denoiser(x.expand(2, 1, -1, -1), label.expand(2, 1))
             keep = torch.ones(6, 6)
             keep[rows, 2:] = 0
-            plain[s] = plain[s] + (keep * (both[s, 0] - x0)).square().mean() / 3
+            keep[0, :2] = action_weight
+            plain[s] = plain[s] + (keep * (both[s, 0] - x0).square()).mean() / 3
     assert_same_gradients(agent.denoising_loss(batch, noise), plain, agent.denoiser)
 
 
