@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 from diffrl.support.errors import counted, joined
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from diffrl.data.offline import OfflineDataset
+    from diffrl.support.console import Terminal
     from envs.registry import Benchmark
 
 
-def shown_on() -> Console:
+def shown_on() -> Terminal:
     """What `diffrl data` prints on: as wide as the terminal, or of 120 columns."""
-    from rich.console import Console
+    from diffrl.support.console import Terminal
 
-    console = Console()
-    return console if console.is_terminal else Console(width=120)  # piped: whole ids rather than 80 columns
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=120)  # piped: whole ids rather than 80 columns
 
 
 def headed(*columns: str) -> Table:

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
+
+from diffrl.support.console import Terminal
 
 State = Literal["works", "missing", "note"]
 MARKS: dict[State, str] = {"works": "[green]ok[/]", "missing": "[yellow]--[/]", "note": ""}
@@ -60,7 +61,7 @@ class Doctor:
         for finding in findings:
             advice = f"\n[dim]{finding.advice}[/]" if finding.advice else ""
             table.add_row(MARKS[finding.state], finding.part, finding.found.replace("[", r"\[") + advice)
-        console = Console(highlight=False)
+        console = Terminal(highlight=False)
         console.print(table)
         missing = dict.fromkeys(finding.part for finding in findings if finding.state == "missing")
         done = "All of it works here." if not missing else f"Look at: {', '.join(missing)}. All else works."

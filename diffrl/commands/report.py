@@ -63,13 +63,11 @@ class Report:
         """Write the report, print its main table, say where the page is."""
         import math
 
-        from rich.console import Console
-
         from diffrl.runs.study.contents import aggregate_table
         from diffrl.runs.study.report import write_report
         from diffrl.runs.study.scores import Scores
         from diffrl.runs.study.summary import Summary
-        from diffrl.support.console import console
+        from diffrl.support.console import Terminal, console
         from diffrl.support.errors import UserError
         from diffrl.support.files import to_write
         from diffrl.support.schema import refusal
@@ -89,7 +87,7 @@ class Report:
             console.print(said, style="yellow", markup=False)
         summary = Summary(scores, self.protocol, self.target, self.fraction)
         path, table = write_report(summary, self.out, self.interval, self.title)
-        terminal = Console(width=None if console.is_terminal else 120)
+        terminal = Terminal(width=None if console.is_terminal else 120)
         short = table
         if table.width() > terminal.width and (aggregates := aggregate_table(summary)) is not None:
             short = aggregates

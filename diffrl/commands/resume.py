@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.words import parse, take
 from diffrl.support.errors import UserError
-from diffrl.support.files import to_write
+from diffrl.support.files import to_write, typed
 
 if TYPE_CHECKING:
     from diffrl.images.config import FinetuneConfig
@@ -132,7 +132,7 @@ def spelled(words: Sequence[str], online: bool = False) -> int:
 
         if kind_of(folder) == OFFLINE:
             raise UserError(
-                f"{folder} is an offline run: `diffrl resume {folder}` goes on with it offline, "
-                f"`diffrl online {folder}` in its environment."
+                f"{folder} is an offline run: `diffrl resume {typed(folder)}` goes on with it offline, "
+                f"`diffrl online {typed(folder)}` in its environment."
             )
     return run([folder, *rest])

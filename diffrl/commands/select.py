@@ -49,10 +49,8 @@ class Select:
 
     def run(self) -> int:
         """Write the selection, print its tables, say where they are."""
-        from rich.console import Console
-
         from diffrl.runs.study.scores import run_folders
-        from diffrl.support.console import console
+        from diffrl.support.console import Terminal, console
         from diffrl.support.errors import UserError
         from diffrl.support.files import to_write
 
@@ -71,7 +69,7 @@ class Select:
         selection = select(found, self.bandit, self.fqe)
         for note in selection.notes:
             console.print(note, style="yellow", markup=False)
-        terminal = Console(width=None if console.is_terminal else 160)
+        terminal = Terminal(width=None if console.is_terminal else 160)
         for table in write_selection(selection, self.out):
             short = table.within(terminal.width)
             if short is not None:

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 from diffrl.commands.words import parse, take
 from diffrl.support.errors import UserError
-from diffrl.support.files import to_write
+from diffrl.support.files import to_write, typed
 from diffrl.support.schema import Count, Many, NotNegative, Positive, Seed, check
 
 USAGE = """Train many runs: a grid of settings, or a search among them, with several seeds each.
@@ -196,7 +196,9 @@ def _search(given: Sweep, out: Path) -> int:
     wanted = None
     if given.configs or given.agent or given.dataset:
         if given.search is None:
-            raise UserError(f"{out} holds a search: `diffrl sweep --out {out}` goes on; or choose another --out.")
+            raise UserError(
+                f"{out} holds a search: `diffrl sweep --out {typed(out)}` goes on; or choose another --out."
+            )
         from diffrl.runs.sweep import search
 
         found = plan.bases(given.configs, given.agent, given.dataset)

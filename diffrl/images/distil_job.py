@@ -22,7 +22,7 @@ from diffrl.images.samples import noise_of, parts, prompts_of, rows
 from diffrl.support import folder, schema
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import UserError, closest, counted
-from diffrl.support.files import atomic_path, read_yaml
+from diffrl.support.files import atomic_path, read_yaml, typed
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, claimed, held, read_json, read_tensors
 from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
 from diffrl.support.plots import BLUE, GREY, write_png
@@ -126,7 +126,7 @@ def _teacher(name: str, device: str) -> tuple[ImageModel, str]:
     if run.config.lora or run.config.adapter is not None:
         raise UserError(f"{path} trained adapters (--lora): expected a run that trained the whole network.")
     if not (path / "model" / "model_index.json").is_file():
-        raise UserError(f"{path} has no model yet: `diffrl resume {path}` finishes the run.")
+        raise UserError(f"{path} has no model yet: `diffrl resume {typed(path)}` finishes the run.")
     return load_model(str(path / "model"), lora=None, device=device), run.config.model
 
 
@@ -160,13 +160,13 @@ def _run(path: Path, config: ImageDistilConfig, quiet: bool) -> Path:
         console.print(f"picture:     {path / PICTURE}")
         console.print(f"the student: {path / 'model'} (diffusers' format)")
         how = " --algo nft --eta 0" if config.to == "reflow" else ""  # a chain's noise is none of a straight path's
-        console.print(f"tune it:     diffrl finetune --model {path} --steps {max(config.calls, 2)}{how}")
+        console.print(f"tune it:     diffrl finetune --model {typed(path)} --steps {max(config.calls, 2)}{how}")
     return path
 
 
 def _kept(path: Path) -> str:
     saved = checkpoint.steps(path)
-    return f"Stopped after {saved[-1] if saved else 0} steps; saved. Go on with `diffrl resume {path}`."
+    return f"Stopped after {saved[-1] if saved else 0} steps; saved. Go on with `diffrl resume {typed(path)}`."
 
 
 @torch.no_grad()

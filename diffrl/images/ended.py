@@ -10,6 +10,7 @@ from diffrl.images.samples import LostProcess, RunState
 from diffrl.support import failure
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError, counted
+from diffrl.support.files import typed
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
 
@@ -17,7 +18,7 @@ from diffrl.training.loop import DivergedError
 def stopped(path: Path, made: int | None = None) -> str:
     """What is kept of a run that ends after `made` rounds, and how to go on. None: all that were made are saved."""
     saved = max(checkpoint.steps(path), default=0)
-    go_on = f"Go on with `diffrl resume {path}`."
+    go_on = f"Go on with `diffrl resume {typed(path)}`."
     if made is not None and made > saved:
         return f"{counted(made, 'rounds')} had been made; the last that is saved is {saved}. {go_on}"
     return f"Stopped after {counted(saved, 'rounds')}; saved. {go_on}"
@@ -26,7 +27,7 @@ def stopped(path: Path, made: int | None = None) -> str:
 def kept(path: Path) -> str:
     """What is not lost where memory runs out; nothing where no checkpoint is saved yet."""
     saved = checkpoint.steps(path)
-    return f"Nothing saved is lost: `diffrl resume {path}` goes on after round {saved[-1]}" if saved else ""
+    return f"Nothing saved is lost: `diffrl resume {typed(path)}` goes on after round {saved[-1]}" if saved else ""
 
 
 def explain(error: UserError, path: Path, state: RunState | None) -> None:
@@ -71,6 +72,8 @@ def _last_good(error: DivergedError, path: Path, updates: int) -> str:
             good.pop()  # its model is the one that made them
         if good:
             checkpoint.clean(path, good[-1])
-            go_on = f"lower lr in {path / CONFIG}, and `diffrl resume {path} --accept-changes` goes on from there"
+            go_on = (
+                f"lower lr in {path / CONFIG}, and `diffrl resume {typed(path)} --accept-changes` goes on from there"
+            )
             return f"The last good checkpoint is of round {good[-1]}: {go_on}."
     return ""

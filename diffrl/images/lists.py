@@ -18,7 +18,7 @@ def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list
     Empty lines are skipped. Raises UserError for a file that cannot be read or holds none, with the line's number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The prompts {path} cannot be read: {first_line(error)}.") from error
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
@@ -40,7 +40,7 @@ def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list
 
 def line_of(path: Path, index: int) -> int:
     """The number of the line of a prompts file in which its prompt number `index`, from 0, stands."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     return [number for number, line in enumerate(lines, 1) if line.strip()][index]
 
 

@@ -20,7 +20,7 @@ from diffrl.images.signs import CHANCE, warnings
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, reading
+from diffrl.support.files import atomic_path, by_umask, read_json, reading, typed
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 
@@ -305,8 +305,8 @@ def print_run(run: FinetuneRun) -> None:
     console.print(f"{f'{what}:':15} {n:,} in {last['seconds']:,.0f} s{scored}")
     console.print(f"picture:        {run.path / PICTURE}")
     console.print(f"model:          {said_of_model(run.path / MODEL, run.config.model)}", markup=False)
-    console.print(f"compare runs:   diffrl compare {run.path} RUN ...")
-    console.print(f"TensorBoard:    tensorboard --logdir {run.path}")
+    console.print(f"compare runs:   diffrl compare {typed(run.path)} RUN ...")
+    console.print(f"TensorBoard:    tensorboard --logdir {typed(run.path)}")
 
 
 # --- In pictures ---------------------------------------------------------------------------------------------------

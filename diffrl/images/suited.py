@@ -77,6 +77,11 @@ def _refuse_nonsense(config: FinetuneConfig) -> None:
     """Raise UserError for numbers of a new run that mean nothing; older runs, which took them, are still read."""
     if config.guidance < 0:
         raise UserError(f"--guidance is {config.guidance:g}; expected at least 0, and 1 for none.")
+    if getattr(config, "data", None) == "digits" and base_of(config.model) == "tiny-emoji":
+        raise UserError(
+            f"--algo {config.algo} learns from images, by default from scikit-learn's digits, of which {config.model} "
+            "knows none: --data FOLDER, images with a metadata.jsonl, or --model tiny-digits."
+        )
     if config.shard and config.processes == 1 and "WORLD_SIZE" not in os.environ:
         raise UserError("--shard shares frozen weights among processes, and there is one: give --processes 2 or more.")
     if isinstance(config, DRaFTConfig) and config.draft_steps > max(config.steps, DRaFTConfig.draft_steps):

@@ -26,8 +26,9 @@ def print_evaluation(
     result: dict[str, Any], reference: str | None, comparable: bool, episodes: int, fidelity: str = ""
 ) -> None:
     """The table of `diffrl evaluate`. fidelity: a line on how the environment compares with D4RL's, below the table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from diffrl.support.console import Terminal
 
     kind = "scores" if reference else "returns"
     title, own = "Return", False
@@ -56,7 +57,7 @@ def print_evaluation(
         if len(entry["seeds"]) > 1:
             row = [str(name), "all", "", f"[bold]{estimate(entry[kind])}[/] (over seeds)"]
             table.add_row(*row, *([f"{np.mean(entry['returns']):.1f}"] if reference else []), end_section=True)
-    Console(width=None if console.is_terminal else 120).print(table)
+    Terminal(width=None if console.is_terminal else 120).print(table)
 
 
 def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Sequence[NDArray[np.float32]]) -> None:

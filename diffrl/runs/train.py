@@ -26,6 +26,7 @@ from diffrl.runs.run import Run, lowering_memory
 from diffrl.support import failure
 from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import DataError, UserError, counted
+from diffrl.support.files import typed
 from diffrl.support.folder import all_done, claimed, too_far, what_works
 from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.stopping import going_on
@@ -180,7 +181,7 @@ def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | No
         saved = checkpoint.steps(run.path)
         if not saved:  # the command itself begins anew
             return ""
-        return f"Stopped after {saved[-1]} steps; saved. Go on with `diffrl resume {run.path}`."
+        return f"Stopped after {saved[-1]} steps; saved. Go on with `diffrl resume {typed(run.path)}`."
 
     with (
         going_on(kept),
@@ -225,7 +226,7 @@ def fit(
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         held.callback(book.draw)
         evaluations: Evaluations = NoEvaluations()
-        then = f"Go on with `diffrl resume {run.path}`."
+        then = f"Go on with `diffrl resume {typed(run.path)}`."
         if config.eval_workers:
             evaluations = workers.start_evaluations(run, book, observer.episodes, observer.message, then)
         elif run.task.env_id is not None:
@@ -300,11 +301,11 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
         if kind == "score" and run.task.fidelity:
             console.print(run.task.fidelity, markup=False, highlight=False)
         console.print(f"learning curve: {path / 'learning_curve.png'}")
-        console.print(f"evaluate:       diffrl evaluate {path} --episodes 100")
+        console.print(f"evaluate:       diffrl evaluate {typed(path)} --episodes 100")
     else:
         console.print(f"Done. The policy: diffrl.load_policy({str(path)!r}) in Python.")
     if TENSORBOARD in run.config.log.split(","):
-        console.print(f"TensorBoard:    tensorboard --logdir {path}")
+        console.print(f"TensorBoard:    tensorboard --logdir {typed(path)}")
     return path
 
 
@@ -410,7 +411,9 @@ def same_data(run: Run, quiet: bool, now_at: str | None = None) -> OfflineDatase
 
 def _where_they_are_now(run: Run, when: str = "Where they have moved") -> str:
     """What to do where a run's data are at another place than its folder says, as a sentence."""
-    return f"{when}, `diffrl resume {run.path} --dataset PATH` notes the path down, also in a run that is finished."
+    return (
+        f"{when}, `diffrl resume {typed(run.path)} --dataset PATH` notes the path down, also in a run that is finished."
+    )
 
 
 def taken_by(run: Run, dataset: OfflineDataset, quiet: bool = True) -> OfflineDataset:

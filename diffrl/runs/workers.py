@@ -81,7 +81,9 @@ def start_training(
 
     def hint() -> str:
         if checkpoint.steps(run.path):
-            return f"Go on from the last checkpoint with `diffrl resume {run.path}`."
+            from diffrl.support.files import typed
+
+            return f"Go on from the last checkpoint with `diffrl resume {typed(run.path)}`."
         return "Nothing was saved yet: give the same command again; the folder may be used anew."
 
     with ExitStack() as held:  # until the workers have started: then they have the rows open themselves

@@ -1,17 +1,51 @@
 """What a person sees while something runs: a live bar on a terminal, plain lines of text elsewhere."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.errors import MarkupError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+from typing_extensions import override
 
 from diffrl.support.errors import counted
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+STYLES = ("yellow", "green", "red", "bold", "bold red", "bold yellow", "dim", "cyan")
+"""The styles that our texts name in brackets."""
+_OURS = {*STYLES, *(f"/{style}" for style in STYLES), "/"}
+
+
+class Terminal(Console):
+    """A console to which only `STYLES` are tags: a name's brackets stay brackets, and `:x:` is no picture."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
+
+    @override
+    def render_str(self, text: str, **options: Any) -> Text:
+        if options.get("markup") is not False:
+            try:
+                return super().render_str(_BRACKETS.sub(_as_text, text), **options)
+            except MarkupError:  # a name with [/] in it
+                options["markup"] = False
+        return super().render_str(text, **options)
+
+
+_BRACKETS = re.compile(r"(\\*)\[([a-z#/@][^[]*?)]")
+"""What rich takes for a tag, with the backslashes before it."""
+
+
+def _as_text(tag: re.Match[str]) -> str:
+    """A tag, if it is ours or is escaped; else one that rich shows as it stands."""
+    return tag[0] if tag[2] in _OURS or len(tag[1]) % 2 else f"{tag[1]}\\{tag[0][len(tag[1]) :]}"
+
+
+console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 LINE_EVERY = 20.0
 """Seconds between lines, where there is no terminal to draw a bar on."""
@@ -38,12 +72,12 @@ class _Speed(ProgressColumn):
 
 def _bar(unit: str, quiet: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         _Speed(unit),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=console,
         disable=quiet or not console.is_terminal,
         transient=True,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -415,3 +416,9 @@ def cache_directory() -> Path:
     """Where things that can be made again are kept: `$DIFFRL_CACHE`, else the user's cache folder of the platform."""
     chosen = os.environ.get("DIFFRL_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("diffrl"))
+
+
+def typed(path: Path | str) -> str:
+    """A path as one types it in a shell: quoted where it must be, from ./ on where it begins with a dash."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

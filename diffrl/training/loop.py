@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffrl.support.errors import UserError
+from diffrl.support.files import typed
 from diffrl.support.stopping import Interrupted, Stopped, at_once, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.logs import MetricsLog
@@ -271,7 +272,7 @@ class Loop:
         self._prune()
 
     def _interrupt(self, what: str) -> NoReturn:
-        go_on = self.go_on or f"Go on with `diffrl resume {self.run}`."
+        go_on = self.go_on or f"Go on with `diffrl resume {typed(self.run)}`."
         begun = ", ".join(map(str, self.evaluations.pending))
         again = f" The evaluation of step {begun}, not finished, will be made again." if begun else ""
         raise Interrupted(f"{what}{again} {go_on}")

@@ -10,6 +10,7 @@ from diffrl.cli import main
 from diffrl.images import finetune, job, suited
 from diffrl.images.config import DDPOISConfig, DRaFTConfig, FinetuneConfig, NFTConfig
 from diffrl.images.job import resume
+from diffrl.images.lists import line_of, read_prompts
 from diffrl.images.models import latents
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
@@ -222,3 +223,25 @@ def test_nft_that_nobody_named_is_named_where_its_groups_do_not_fit(tmp_path: Pa
         FinetuneConfig(model=str(tmp_path), reward="jpeg", batch=4, queries=8, updates=1)
     with pytest.raises(UserError, match="--shard shares frozen weights among processes, and there is one"):
         suited.refuse(FinetuneConfig(algo="ddpo-is", model="some/pipeline", lora=2, shard=True))
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("algo", ["supervised", "refl"])
+def test_digits_are_no_images_of_emoji(algo: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that are learned from where no --data is given: the line says where they come from, and nothing begins."""
+    reward = ["--reward", "symmetry"] if algo == "refl" else []
+    said = fails(["--model", "tiny-emoji", "--algo", algo, *reward, "--out", "run"], capsys)
+    assert "by default from scikit-learn's digits, of which tiny-emoji knows none: --data FOLDER" in said
+    assert not Path("run").exists()
+
+
+def test_prompts_may_begin_with_the_mark_of_windows_editors(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mark is no part of the first prompt; a number of millions of digits is a prompt like another."""
+    Path("p.txt").write_bytes("\ufeff3\n7\n".encode())
+    assert read_prompts(Path("p.txt"))[0] == ["3", "7"]
+    assert line_of(Path("p.txt"), 1) == 2
+    Path("long.txt").write_text("8" * 100_000)
+    said = fails([*SMALL, "--prompts", "long.txt"], capsys)
+    assert "numbers of its classes, 0 to 9" in said
+    assert "tiny-digits are numbers" in said
+    assert len(said) < 500

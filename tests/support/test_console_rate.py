@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from rich.markup import escape
 
 from diffrl.support import console
 
@@ -45,3 +46,35 @@ def test_the_rate_leaves_out_what_came_before_the_first_piece(monkeypatch, capsy
         now = 140.0
         update(16, 32)
     assert "Trying 16/32  0.2 images/s  1.3 min left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "runs/iql[lr=3e-4]/b.png",
+        "runs/a[/b]",
+        "[x]",
+        "a[/]b",
+        "runs/:smile:",
+        "[[a]]",
+        "a[0]",
+        "[bold]x[green",
+        "C:[/red]",
+    ],
+)
+def test_brackets_in_a_name_are_shown(name, capsys):
+    """What the terminal shows of a name is the name, also within our own style, and escaped or not."""
+    terminal = console.Terminal(width=200, highlight=False)
+    if "[bold]" not in name:  # which is a tag of ours
+        terminal.print(f"picture: {name}")
+        assert capsys.readouterr().out == f"picture: {name}\n"
+    terminal.print(f"picture: {escape(name)}")
+    assert capsys.readouterr().out == f"picture: {name}\n"
+    console.console.print(f"[yellow]{name.replace('[bold]', '')}[/]")
+    assert name.replace("[bold]", "") in capsys.readouterr().err
+
+
+def test_our_own_styles_are_styles(capsys):
+    terminal = console.Terminal(width=200, highlight=False, force_terminal=True)
+    terminal.print("[yellow]look[/] here[x]")
+    assert capsys.readouterr().out == "\x1b[33mlook\x1b[0m here[x]\n"

@@ -19,6 +19,7 @@ from diffrl.support.files import (
     reading,
     regular_file,
     to_yaml,
+    typed,
 )
 
 
@@ -164,3 +165,12 @@ def test_what_is_renamed_is_on_the_disk(names: list[str], tmp_path: Path, monkey
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("x")
     assert order == [*(Path(name).name for name in names), "renamed", tmp_path.name]
+
+
+@pytest.mark.parametrize("name", ["runs/a", "runs/ü ñ#%20 ", "-dash", "it's", "a[b]", "runs/$HOME;ls"])
+def test_a_path_in_a_command_is_read_back_by_a_shell(name: str) -> None:
+    """As that path, and never as an option."""
+    out = subprocess.run(["sh", "-c", f"printf '%s|' {typed(Path(name))}"], capture_output=True, text=True, check=True)
+    (word,) = out.stdout.split("|")[:-1]
+    assert Path(word) == Path(name)
+    assert not word.startswith("-")

@@ -59,7 +59,8 @@ def tiny_digits(
 
     folder = tiny_digits_folder(quiet)
     model = load_pipeline(str(folder), lora=lora, precision=precision, device=device, seed=seed, **options)
-    model.tuned.origin = Origin("tiny-digits", sha256(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    model.name = "tiny-digits"
+    model.tuned.origin = Origin(model.name, sha256(folder / "unet" / "diffusion_pytorch_model.safetensors"))
     return model
 
 

@@ -445,9 +445,10 @@ def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -
     """The class that a prompt numbers; null: the empty prompt's. Raises UserError, naming the model, for another."""
     if prompt == "" and null is not None:
         return null
-    if not (prompt.isascii() and prompt.isdigit() and int(prompt) < classes):
-        empty = "" if null is None else ", or empty"
-        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
+    number = prompt.lstrip("0") or "0"
+    if not (prompt.isascii() and prompt.isdigit() and len(number) < 10 and int(number) < classes):
+        empty, got = "" if null is None else ", or empty", repr(prompt if len(prompt) < 80 else f"{prompt[:77]}...")
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {got}.")
     return int(prompt)
 
 

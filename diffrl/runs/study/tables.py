@@ -108,9 +108,9 @@ class Table:
 
         The last column stays where it can, and the first ones of numbers as far as they fit.
         """
-        from rich.console import Console
+        from diffrl.support.console import Terminal
 
-        console = Console(width=10_000)
+        console = Terminal(width=10_000)
         most = len(self.header) - 1
         with_last = [[*range(kept), most] for kept in range(most, self.labels - 1, -1)]
         without = [[*range(kept)] for kept in range(most, self.labels, -1)]

@@ -10,6 +10,7 @@ from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.sweep.plan import Sweep, SweepRun, run_name
 from diffrl.support.errors import UserError, joined, shown
+from diffrl.support.files import typed
 
 
 def widened(folder: Path, there: Sweep | None, asked: Sequence[SweepRun]) -> Sweep:
@@ -22,7 +23,9 @@ def widened(folder: Path, there: Sweep | None, asked: Sequence[SweepRun]) -> Swe
     if there is None:
         return Sweep(tuple(asked), added=len(asked))
     if there.search is not None:
-        raise UserError(f"{folder} holds a search: `diffrl sweep --out {folder}` goes on; or choose another --out.")
+        raise UserError(
+            f"{folder} holds a search: `diffrl sweep --out {typed(folder)}` goes on; or choose another --out."
+        )
     runs = list(there.runs)
     for run in asked:
         alike = [old for old in runs if dataclasses.replace(old.config, seeds=run.config.seeds) == run.config]
@@ -107,7 +110,7 @@ def _another(folder: Path, old: SweepRun, new: SweepRun) -> UserError:
     more, steps = "", new.config.steps
     if dataclasses.replace(old.config, seeds=new.config.seeds, steps=steps) == new.config and steps > old.config.steps:
         more = (
-            f" `diffrl sweep --out {folder} --steps {steps}` makes all its runs longer, `diffrl resume "
+            f" `diffrl sweep --out {typed(folder)} --steps {steps}` makes all its runs longer, `diffrl resume "
             f"{folder / old.name} --steps {steps}` that one alone."
         )
     return UserError(

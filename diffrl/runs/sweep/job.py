@@ -13,6 +13,7 @@ from diffrl.runs.sweep.show import Board, tell
 from diffrl.runs.sweep.state import State, legend, remarked, remarks, result_of, state_of, summary, write_table
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted, joined
+from diffrl.support.files import typed
 from diffrl.support.folder import held
 from diffrl.support.stopping import Interrupted
 
@@ -29,7 +30,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def go_on(folder: Path) -> str:
     """How a sweep goes on: the end of a sentence."""
-    return f"`diffrl sweep --out {folder}` goes on."
+    return f"`diffrl sweep --out {typed(folder)}` goes on."
 
 
 def list_runs(folder: Path, asked: Sequence[SweepRun] | None) -> int:
@@ -214,7 +215,7 @@ def run_on_slurm(
             plan.write(folder, there)
             raise UserError(f"{str(error).rstrip('.')}. The runs of {folder} are those of before.") from error
         console.print(f"{said}: {len(left)} runs.", markup=False)
-        console.print(f"how far they are: diffrl sweep --out {folder} --status", markup=False)
+        console.print(f"how far they are: diffrl sweep --out {typed(folder)} --status", markup=False)
     return 0
 
 
@@ -290,5 +291,5 @@ def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[s
     for line in remarked(remarkable):
         console.print(line, style="yellow", markup=False)
     console.print(f"every evaluation: {table}", markup=False)
-    console.print(f"report:           diffrl report {folder}/*/", markup=False)
+    console.print(f"report:           diffrl report {typed(folder)}/*/", markup=False)
     return 1 if failed else 0

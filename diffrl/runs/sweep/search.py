@@ -19,6 +19,7 @@ from diffrl.runs.sweep.plan import Axis, Span, Sweep, SweepRun
 from diffrl.runs.sweep.state import State, result_of, state_of
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
+from diffrl.support.files import typed
 from diffrl.support.folder import SWEEP
 from diffrl.support.seeds import mix
 from diffrl.support.written import exact
@@ -71,7 +72,7 @@ def settled(folder: Path, wanted: Sweep | None, trials: int | None) -> Sweep:
         }
         if not same:
             raise UserError(
-                f"{folder} holds another sweep: `diffrl sweep --out {folder}` goes on with it; or choose another --out."
+                f"{folder} holds another sweep: `diffrl sweep --out {typed(folder)}` goes on; or choose another --out."
             )
     found = there or wanted or plan.existing(folder)
     about = dict(found.search or {})
