@@ -56,8 +56,7 @@ def _check_each(config: FinetuneConfig, model: ImageModel, prompts: Prompts) -> 
             line = line_of(config.prompts, prompts.texts.index(prompt))
             default = ", the default" * (config.model == type(config).model)
             other = f" Of another model than {config.model}{default}? Give --model." * config.builtin
-            shown = repr(prompt if len(prompt) < 80 else f"{prompt[:77]}...")
-            raise UserError(f"{config.prompts}, line {line}, {shown}: {error}{other}") from error
+            raise UserError(f"{config.prompts}, line {line}, {prompt!r}: {error}{other}") from error
 
 
 def _prompts_of_data(config: FinetuneConfig, model: ImageModel) -> list[str]:

@@ -447,8 +447,8 @@ def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -
         return null
     number = prompt.lstrip("0") or "0"
     if not (prompt.isascii() and prompt.isdigit() and len(number) < 10 and int(number) < classes):
-        empty, got = "" if null is None else ", or empty", repr(prompt if len(prompt) < 80 else f"{prompt[:77]}...")
-        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {got}.")
+        empty = "" if null is None else ", or empty"
+        raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
     return int(prompt)
 
 
