@@ -12,7 +12,8 @@ form "x0", ours, the network predicts the action itself, a^ = D_theta(a_t, t, s)
 is the first term: beside an error of the noise it weighs noisy times more, by sigma^2 / alpha^2.
 
 Acting, and the target's actions, come from a solver of the ODE in 15 steps: the authors' is DPM-Solver, ours multistep
-DPM-Solver++, with the guesses clamped in both.
+DPM-Solver++, with the guesses clamped in both. The policy climbs the critics after their step, as Diffusion-QL's does;
+the authors take both gradients before. They clip each critic's gradient by itself, and the data's actions at .999.
 """
 
 from typing import NamedTuple

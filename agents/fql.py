@@ -8,7 +8,8 @@ from it while it climbs Q, so that no gradient runs back through a chain (eq. 5 
     L_Q(phi)     = E (r + gamma mean_i Q'_i(s', mu_omega(s', z)) - Q_i(s, a))^2
 
 with mu_theta(s, z) the end of `flow_steps` Euler steps from z. (The paper's time runs from noise to data.) Squares are
-means over the action's dimensions, as in the authors' code. The distillation is InstaFlow's
+means over the action's dimensions, as in the authors' code, which takes the gradients of all losses before any step,
+where here the policies' are taken after the critics' step. The distillation is InstaFlow's
 (`diffrl.diffusion.distillation_loss`), its student a network of its own.
 
 With `chunk` actions are chunks of H, and this is QC-FQL, see `chunks.py`.
