@@ -104,8 +104,12 @@ class Remote:
             pause=self.pause,
             timeout=self.timeout,
             hints={0: HINT},
-            clean=lambda text: text.replace(self._token, f"${TOKEN}") if self._token else text,
+            clean=self._without_token,
         )
+
+    def _without_token(self, text: str) -> str:
+        """The text with the variable's name where the token stands: a server may send it back."""
+        return text.replace(self._token, f"${TOKEN}") if self._token else text
 
     def _post(self, body: bytes) -> bytes:
         most = ANSWER + 100 * self.batch
@@ -116,19 +120,20 @@ class Remote:
 
     def _scores(self, answer: bytes, count: int) -> list[float]:
         """The scores an answer holds. Raises Broken for no JSON, RewardError for another than the protocol's."""
+        begins = repr(self._without_token(answer.decode(errors="replace"))[:60])
         try:
             content = json.loads(answer)
         except (ValueError, RecursionError) as error:
-            no_json = RewardError(f"{self._called}: the answer is no JSON but {answer[:60]!r}; see diffrl's protocol")
-            raise Broken(f"no JSON but {answer[:60]!r}", no_json) from error
+            no_json = RewardError(f"{self._called}: the answer is no JSON but {begins}; see diffrl's protocol")
+            raise Broken(f"no JSON but {begins}", no_json) from error
         scores = content.get("scores") if isinstance(content, dict) else None
         if not isinstance(scores, list):
-            raise RewardError(f'{self._called}: the answer has no list "scores": {answer[:60]!r}')
+            raise RewardError(f'{self._called}: the answer has no list "scores": {begins}')
         if len(scores) != count:
             raise RewardError(f"{self._called} gave {len(scores)} scores for {count} images")
         for i, score in enumerate(scores):
             if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
                 raise RewardError(
-                    f"{self._called}: score {i} of {count} is {repr(score)[:40]}; it must be a finite number"
+                    f"{self._called}: score {i} of {count} is {self._without_token(repr(score))[:40]}; it must be a finite number"
                 )
         return [float(score) for score in scores]

@@ -134,7 +134,7 @@ def test_images_of_several_sizes_are_scored_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"<html>", "no JSON but b'<html>'"),
+        (b"<html>", "no JSON but '<html>'"),
         (b"[1, 2]", 'no list "scores"'),
         (b'{"score": [1, 2]}', 'no list "scores"'),
         (b'{"scores": [1]}', "gave 1 scores for 2 images"),
@@ -309,7 +309,16 @@ def test_how_long_an_answer_is_stands_in_one_place() -> None:
         assert ask(Remote(url), images(1, 3, 4, 4), [""]).tolist() == [7]
     assert "broke off its answer (1 attempts)" in refused(chunked + b"\r\n5\r\nhello")
     assert "broke off its answer (1 attempts)" in refused(chunked + b"\r\nf\r\nhello")
-    assert "no JSON but b''" in refused(b"HTTP/1.1 204 No Content\r\nContent-Length: 10\r\n\r\n")
+    assert "no JSON but ''" in refused(b"HTTP/1.1 204 No Content\r\nContent-Length: 10\r\n\r\n")
+
+
+@pytest.mark.parametrize("before", [b"x" * 50, b'{"scores": 1, "for": "'.ljust(50)])
+def test_no_part_of_a_token_is_shown_where_an_answer_is_cut(before: bytes) -> None:
+    token = "a-very-secret-token"
+    with scorer(lambda count, request: (200, before + token.encode() + b'"}')) as (url, _):
+        with pytest.raises(RewardError) as caught:
+            ask(Remote(url, retries=0, token=token, patience=0), images(1, 3, 4, 4), [""])
+    assert "a-very" not in str(caught.value)
 
 
 def test_a_token_is_not_shown_while_a_server_is_waited_for(
