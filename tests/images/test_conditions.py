@@ -97,6 +97,19 @@ def test_distilled_klein_takes_no_guidance(tmp_path: Path) -> None:
         FinetuneConfig(algo="nft", model=str(tmp_path / "True"), reward="jpeg", guidance=2.0)
 
 
+def test_flux_that_was_distilled_to_few_steps_is_sampled_so(tmp_path: Path) -> None:
+    """Its transformer has no embedding of guidance; it can be guided, and is not unless that is asked for."""
+    for embeds, sampled in ((False, (1.0, 4)), (True, (5.0, 50))):
+        folder = tmp_path / str(embeds)
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+        (folder / "transformer" / "config.json").write_text(json.dumps({"guidance_embeds": embeds}))
+        config = FinetuneConfig(algo="nft", model=str(folder), reward="jpeg")
+        assert (config.guidance, config.steps) == sampled
+    asked = FinetuneConfig(algo="nft", model=str(tmp_path / "False"), reward="jpeg", guidance=2.0, steps=8)
+    assert (asked.guidance, asked.steps) == (2.0, 8)
+
+
 def picture(file: Path, colour: str) -> None:
     from PIL import Image
 

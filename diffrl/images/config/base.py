@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from diffrl.images.config.defaults import implied, of_digits
-from diffrl.images.config.pipelines import DIFFUSERS, PEFT, adapter_rank, unguided
+from diffrl.images.config.pipelines import DIFFUSERS, PEFT, adapter_rank, sampled_as, unguided
 from diffrl.images.distil_config import STUDENTS, run_of, sampled_by
 from diffrl.images.rewards.registry import companion
 from diffrl.support.errors import UserError, closest, counted, joined, nearest
@@ -231,7 +231,7 @@ class FinetuneConfig(metaclass=_Presets):
         """What fields are by default with this model, where that is not what stands in the class."""
         if is_builtin(model):
             return sampled_by(model)
-        return cls.pipeline if unguided(model) is None else {**cls.pipeline, "guidance": 1.0}
+        return {**cls.pipeline, **sampled_as(model)}
 
     @property
     def builtin(self) -> bool:

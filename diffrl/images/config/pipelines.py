@@ -38,6 +38,19 @@ def unguided(model: str) -> str | None:
     return None
 
 
+def sampled_as(model: str) -> dict[str, Any]:
+    """The settings of sampling that a pipeline's files ask for, beside what they are by default; {}: not on this disk.
+
+    A Flux transformer without an embedding of guidance was distilled to four steps without any (FLUX.1-schnell).
+    """
+    if unguided(model) is not None:
+        return {"guidance": 1.0}
+    flux = _file(model, "model_index.json").get("_class_name") == "FluxPipeline"
+    if flux and _file(model, "transformer/config.json").get("guidance_embeds") is False:
+        return {"guidance": 1.0, "steps": 4}
+    return {}
+
+
 def _file(model: str, name: str) -> dict[str, Any]:
     """A JSON file of a pipeline in a folder, in that of a run's model, or in the cache of the hub; {}: not there."""
     for path in (Path(model) / name, Path(model) / "model" / name):

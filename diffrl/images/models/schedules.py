@@ -19,6 +19,8 @@ KINDS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 """diffusers' names of what a network predicts, and ours."""
 SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Settings of diffusers' schedulers that place a grid by its noise levels, between the table's."""
+OWN = ("DPMSolver", "UniPC", "DEIS", "SASolver")
+"""What the names of schedulers begin with that spread their steps over all times but the last, "linspace" too."""
 PURE = 50.0
 """The time that stands for alpha_bar = 0 (a schedule of zero terminal signal), where -log is infinite: k = 7e10."""
 
@@ -47,9 +49,9 @@ class DiscreteSchedule:
     a decision of which DDPO's code makes a log-probability; here the last step is none. Steps go from each time to the
     next: so do DDIMScheduler's with the spacing leading, and with trailing where steps divides N; elsewhere its own
     step, of N // steps labels, misses its next time. A scheduler of consistency models (LCM, TCD: those that have
-    `original_inference_steps`) was distilled at a grid of its own, which is the grid then. So is that of a scheduler
-    that spaces its sigmas (SPACED; Karras et al. 2022, arXiv 2206.00364, eq. 5): its sigma is sqrt(1 / alpha_bar - 1),
-    and t = log(1 + sigma^2).
+    `original_inference_steps`) was distilled at a grid of its own, which is the grid then. So are the sigmas of OWN,
+    and those of a scheduler that spaces them (SPACED; Karras et al. 2022, arXiv 2206.00364, eq. 5): sigma is
+    sqrt(1 / alpha_bar - 1), and t = log(1 + sigma^2).
 
     Raises UserError for a prediction it does not know, and one of noise on a schedule that ends in pure noise.
     """
@@ -69,7 +71,8 @@ class DiscreteSchedule:
             )
         spacing, offset = settings.get("timestep_spacing", "leading"), settings.get("steps_offset", 0)
         self._grid = DDIMScheduler(n, timestep_spacing=spacing, steps_offset=offset)
-        self._spaced = hasattr(scheduler, "sigmas") and any(settings.get(name) for name in SPACED)
+        spaced = type(scheduler).__name__.startswith(OWN) or any(settings.get(name) for name in SPACED)
+        self._spaced = spaced and hasattr(scheduler, "sigmas")
         if "original_inference_steps" in settings or self._spaced:
             self._grid = type(scheduler).from_config(settings)
         self.prediction = Prediction(KINDS[kind], VP())

@@ -133,7 +133,6 @@ class Remote:
             raise RewardError(f"{self._called} gave {len(scores)} scores for {count} images")
         for i, score in enumerate(scores):
             if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
-                raise RewardError(
-                    f"{self._called}: score {i} of {count} is {self._without_token(repr(score))[:40]}; it must be a finite number"
-                )
+                shown = self._without_token(repr(score))[:40]
+                raise RewardError(f"{self._called}: score {i} of {count} is {shown}; it must be a finite number")
         return [float(score) for score in scores]

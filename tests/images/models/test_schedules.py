@@ -90,6 +90,22 @@ def test_a_scheduler_that_spaces_its_sigmas_is_sampled_at_them(kind: str, spaced
         assert torch.allclose(schedule.label(times[:-1]), told.float(), atol=1.1)
 
 
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("kind", ["DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep"])
+def test_a_scheduler_that_leaves_out_the_last_time_is_sampled_at_its_own(kind: str, spacing: str) -> None:
+    """999, 799, 599, 400, 200, where DDIM's of that spacing ends at 0; to the bit of a label's float32."""
+    import diffusers
+
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    scheduler = getattr(diffusers, f"{kind}Scheduler").from_config({**config, "timestep_spacing": spacing})
+    schedule = schedule_of(scheduler, 1)
+    for steps in (2, 6, 20):
+        scheduler.set_timesteps(steps)
+        times = schedule.times(steps)
+        assert (len(times), times[-1]) == (steps + 1, 0)
+        assert torch.allclose(schedule.label(times[:-1]), scheduler.timesteps.float(), atol=0.02)
+
+
 @pytest.mark.parametrize("steps", [4, 11])
 def test_spaced_steps_without_noise_are_eulers(steps: int) -> None:
     """Of one answer eps(x) = c x the chain of eta = 0 and EulerDiscreteScheduler make the same sample, to rounding."""

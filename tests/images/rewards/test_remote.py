@@ -315,9 +315,9 @@ def test_how_long_an_answer_is_stands_in_one_place() -> None:
 @pytest.mark.parametrize("before", [b"x" * 50, b'{"scores": 1, "for": "'.ljust(50)])
 def test_no_part_of_a_token_is_shown_where_an_answer_is_cut(before: bytes) -> None:
     token = "a-very-secret-token"
-    with scorer(lambda count, request: (200, before + token.encode() + b'"}')) as (url, _):
-        with pytest.raises(RewardError) as caught:
-            ask(Remote(url, retries=0, token=token, patience=0), images(1, 3, 4, 4), [""])
+    answering = scorer(lambda count, request: (200, before + token.encode() + b'"}'))
+    with answering as (url, _), pytest.raises(RewardError) as caught:
+        ask(Remote(url, retries=0, token=token, patience=0), images(1, 3, 4, 4), [""])
     assert "a-very" not in str(caught.value)
 
 
