@@ -39,6 +39,7 @@ class Replay:
 def lines(name: Name, path: Path, dataset: OfflineDataset) -> Iterator[str]:
     """What is known of a file, a sentence each. dataset: its transitions."""
     lengths, whole = _lengths(path), name.whole.episodes
+    lengths = lengths[: reading.episodes_of(name)] if name.small else lengths
     if name.validation:
         whole = generation.validation_episodes(whole)
     usual = lengths == name.rows

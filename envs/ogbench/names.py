@@ -19,6 +19,8 @@ Timing = Literal["post", "pre"]
 """post: a row's reward and success are of s', the state after its action, as FQL was published; pre: of s."""
 SMALL = 100
 """Episodes of a small data set."""
+FIRST_EPISODES = "first_episodes"
+"""The metadata's key of a small data set that was read from a file of more episodes: how many they are of how many."""
 NAMESPACE = "ogbench/"
 """What the Gymnasium ids of our environments begin with."""
 
