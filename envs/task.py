@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
@@ -337,9 +338,10 @@ def fitting_env(name: str, task: Task, observation_size: int, action_size: int) 
     for kind, size in (("observation", observation_size), ("action", action_size)):
         space = getattr(env, f"{kind}_space")
         if kind == "action" and not isinstance(space, gymnasium.spaces.Box):
+            whole = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
             raise UserError(
-                f"{task.env_id} has no real-valued actions but {str(space)[:200]}: discrete actions are not supported. "
-                "The agents here act by vectors of real numbers (a Box)."
+                f"The actions of {task.env_id} are {str(space)[:200]}: {'discrete' if whole else 'such'} actions are "
+                "not supported. The agents here act by vectors of real numbers (a Box)."
             )
         if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
             raise UserError(

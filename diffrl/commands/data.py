@@ -92,8 +92,9 @@ class ListData:
         console.print(" ".join(said), highlight=False)
         if len(chosen) + len(others) <= 8:
             shown = [*chosen, *(benchmark for benchmark, _ in others)]
-            for note in dict.fromkeys(benchmark.note for benchmark in shown if benchmark.note):
-                console.print(f"- {note}")
+            for note in dict.fromkeys(data_ogbench.note(benchmark, len(chosen)) for benchmark in shown):
+                if note:
+                    console.print(f"- {note}", highlight=False)
         return 0
 
 

@@ -25,6 +25,14 @@ def matching(pattern: str) -> Iterator[Benchmark]:
             yield registry.get(one)
 
 
+def note(benchmark: Benchmark, listed: int) -> str:
+    """What the list says of a data set. Beside others of OGBench's it names none, so that it is the same for all."""
+    stem = benchmark.id.removesuffix("-v0")
+    if benchmark.env_extra != "ogbench" or benchmark.env_id is not None or listed == 1:
+        return benchmark.note
+    return benchmark.note.replace(f"{stem}-singletask-v0", "ID-singletask-v0 (ID without its -v0)")
+
+
 def here(path: Path) -> str:
     """What the list says of a file that is here."""
     from envs.ogbench import reading

@@ -102,6 +102,34 @@ def test_data_sets_have_ogbenchs_sizes(text: str, episodes: int, rows: int) -> N
     assert (name.episodes, name.rows) == (episodes, rows)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("cube-single-play-singletask-small-v0", "cube-single-play-small-singletask-v0"),
+        ("cube-single-play-singletask-small", "cube-single-play-small-singletask-v0"),
+        ("cube-single-play-singletask-task2-small-v0", "cube-single-play-small-singletask-task2-v0"),
+        ("scene-play-singletask-sparse-task2-v0", "scene-play-singletask-task2-sparse-v0"),
+        ("pointmaze-medium-navigate", "pointmaze-medium-navigate-v0"),
+        ("cube-single-play-val-v0", "cube-single-play-v0-val"),
+    ],
+)
+def test_an_id_whose_words_stand_in_another_order_is_told(typed: str, meant: str) -> None:
+    for look in (registry.get, names.get):
+        with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+            look(typed)
+    assert names.reordered(meant) is None
+    assert names.reordered("cube-single-play-singletask-small-task7-v0") is None
+
+
+@pytest.mark.parametrize(("pattern", "notes"), [("cube-double", 1), ("cube-double-play-v0", 1), ("cube", 1)])
+def test_the_list_says_the_same_once(pattern: str, notes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ListData(pattern).run() == 0
+    out = capsys.readouterr().out
+    assert sum(line.startswith("- ") for line in out.splitlines()) == notes
+    named = "cube-double-play-singletask-v0 and its" if pattern == "cube-double-play-v0" else "ID-singletask-v0 (ID "
+    assert named in " ".join(out.split())
+
+
 def test_an_unknown_task_or_data_set_is_named_in_one_line() -> None:
     for text, expected in (
         ("cube-single-play-singletask-task6-v0", "has no task 6; expected task1 to task5"),
