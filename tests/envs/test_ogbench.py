@@ -738,6 +738,32 @@ def test_what_was_generated_with_fewer_episodes_is_found(made: Path, capsys: pyt
     assert "fewer" not in capsys.readouterr().out
 
 
+def test_info_tells_whole_recordings_of_a_task_whose_solved_rows_end_episodes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recordings' lengths and returns, in the table and the picture, and why there are more episodes."""
+    path = generation.cached_path(NAVIGATE)
+    path.parent.mkdir(parents=True)
+    shutil.copy(made, path)
+    solved = {task: marks.reshape(3, ROWS)[:, 1:] for task, marks in reading.solved_by_task(NAVIGATE, path).items()}
+    task, marks = max(solved.items(), key=lambda one: one[1].sum())
+    assert marks.any()
+    given = []
+    monkeypatch.setattr("envs.plots.plot_dataset", lambda *words: given.append(words))
+    assert Info(f"pointmaze-medium-navigate-singletask-task{task}-v0", picture=tmp_path / "a.png").run() == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "recordings: 3. A row that solves the task ends an episode" in out
+    assert f"({marks.sum()} row" in out
+    ((_, shown, _, _, per),) = given
+    assert per == "recording"
+    np.testing.assert_array_equal(shown.episode_lengths(), [ROWS - 1] * 3)
+    np.testing.assert_array_equal(shown.episode_returns(), (marks - 1.0).sum(1))
+    assert f"per recording min 25% median 75% max mean std steps {ROWS - 1}.0 {ROWS - 1}.0" in out
+    half = datasets.load_dataset(f"pointmaze-medium-navigate-singletask-task{task}-v0", rows=ROWS + 50)
+    recorded = fidelity.recordings(NAVIGATE, path, half)
+    assert recorded is None or recorded.episode_lengths().tolist() == [ROWS - 1, 51]
+
+
 SMALL = "pointmaze-medium-navigate-small-singletask-task2-v0"
 
 
