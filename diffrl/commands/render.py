@@ -20,8 +20,8 @@ class Render:
       diffrl render runs/NAME --out video.mp4 --seeds 0 2 --fps 50
       diffrl render runs/NAME --out video.gif --every 10 --max-episode-steps 200
 
-    Mazes are drawn from above. MuJoCo draws off the screen, by EGL or OSMesa, whichever works ($MUJOCO_GL says
-    another). An MP4 needs pip install 'diffrl[video]'; a GIF needs nothing. Ctrl-C keeps what is drawn so far.
+    Mazes of a ball are drawn from above. MuJoCo draws off the screen, by EGL or OSMesa, whichever works ($MUJOCO_GL
+    says another). An MP4 needs pip install 'diffrl[video]'; a GIF needs nothing. Ctrl-C keeps what is drawn so far.
     """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]

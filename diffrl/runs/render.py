@@ -1,7 +1,7 @@
 """A run's policies as a video: what each seed does from the same start states, side by side.
 
-Mazes of ours are drawn from above with the way that was driven. Other environments are asked for pictures, MuJoCo's by
-OpenGL off the screen: EGL or OSMesa, whichever works.
+Mazes of a ball, maze2d's and OGBench's, are drawn from above with the way that was driven. Other environments are asked
+for pictures, MuJoCo's by OpenGL off the screen: EGL or OSMesa, whichever works.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from envs.ogbench.names import NAMESPACE
 from envs.task import Task, refuse_not_finite
 
 if TYPE_CHECKING:
-    from envs.maze2d import Maze
+    from diffrl.runs.report import Floor
 
 Picture = NDArray[np.uint8]
 """(height, width, 3)"""
@@ -44,7 +44,7 @@ _BAR = 18
 """Height of the line of text above a picture, in pixels."""
 _MAZE = 320
 """Height of a maze's picture, in pixels."""
-_WITHOUT_GL = ("envs.maze2d", "gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
+_WITHOUT_GL = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
 """Modules of environments that draw without OpenGL."""
 _PICTURES, _LEAST = 30.0, 20.0
 """Pictures a second: about so many by default; and at least, of an environment whose own time is not known."""
@@ -282,21 +282,22 @@ def _cannot_draw(env: gymnasium.Env[Any, Any], why: str) -> str:
 
 
 class MazePanel(Panel):
-    """A maze of ours from above, with the way driven so far, the ball, and the plan where there is one."""
+    """A maze from above, with the way driven so far, the ball, and the plan where there is one."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str, maze: "Maze") -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str, floor: "Floor") -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         from diffrl.runs.report import draw_maze  # which imports MuJoCo: see `choose_opengl`
 
         super().__init__(env, name)
-        self._path: list[NDArray[np.float32]] = []
-        rows, columns = len(maze.grid) - 1.2, len(maze.grid[0]) - 1.2
+        self._path: list[NDArray[np.float64]] = []
+        self._places = floor.places
+        rows, columns = len(floor.grid) - 1.2, len(floor.grid[0]) - 1.2
         size = _MAZE / 100 * columns / rows, _MAZE / 100
         self._canvas: Any = FigureCanvasAgg(Figure(figsize=size, dpi=100))
         ax = self._canvas.figure.add_axes((0, 0, 1, 1))
-        draw_maze(ax, maze.grid, maze.goal, [])
+        draw_maze(ax, floor.grid, floor.goal, [], floor.radius)
         (self._plan,) = ax.plot([], [], color=BLUE, linewidth=1, linestyle="--")
         (self._way,) = ax.plot([], [], color=ORANGE, linewidth=2)
         (self._ball,) = ax.plot([], [], color="black", marker="o", markersize=7)
@@ -304,15 +305,16 @@ class MazePanel(Panel):
     def begin(self, observation: NDArray[np.float32]) -> None:
         """An episode begins: the way is empty."""
         super().begin(observation)
-        self._path = [observation[:2]]
+        self._path = [self._places(observation)]
         self._plan.set_data([], [])
 
     def add(self, observation: NDArray[np.float32], reward: float, plans: NDArray[np.float32] | None) -> None:
-        """The ball has moved to the observation's (row, column)."""
+        """The ball has moved to the observation's place."""
         super().add(observation, reward, plans)
-        self._path.append(observation[:2])
+        self._path.append(self._places(observation))
         if plans is not None:
-            self._plan.set_data(plans[0, :, 1], plans[0, :, 0])
+            plan = self._places(plans[0])
+            self._plan.set_data(plan[:, 1], plan[:, 0])
 
     def _drawn(self) -> Picture:
         way = np.stack(self._path)
@@ -323,13 +325,19 @@ class MazePanel(Panel):
 
 
 def _panel(env: gymnasium.Env[Any, Any], name: str, task: Task) -> Panel:
-    from envs.maze2d import Maze
+    from diffrl.runs.report import floor_in  # which imports MuJoCo
 
-    maze = getattr(env.unwrapped, "maze", None)
-    if isinstance(maze, Maze):
-        return MazePanel(env, name, maze)
+    if _from_above(task):
+        env.reset(seed=0)  # which sets the goal of OGBench's
+        if (floor := floor_in(env)) is not None:
+            return MazePanel(env, name, floor)
     named = "rgb_array" in env.metadata.get("render_modes", [])
     return Panel(env, name, None if named else _draws_nothing(task, "its render() gives none"))
+
+
+def _from_above(task: Task) -> bool:
+    """Whether a task's environment is a maze with a ball in it, which is drawn from above without OpenGL."""
+    return str(task.env_id).rpartition(":")[2].removeprefix(NAMESPACE).startswith(("maze2d-", "pointmaze-"))
 
 
 def _drawing(seen: Task, task: Task) -> gymnasium.Env[Any, Any]:
@@ -436,7 +444,9 @@ def choose_opengl(task: Task) -> str | None:
 
 
 def needs_opengl(task: Task) -> bool:
-    """Whether a task's environment may be MuJoCo's, by where Gymnasium's registration says that its class is."""
+    """Whether a task's environment may be drawn by MuJoCo, by where Gymnasium's registration says that its class is."""
+    if _from_above(task):
+        return False
     spec = gymnasium.registry.get(str(task.env_id).rpartition(":")[2])
     entry = "" if spec is None or not isinstance(spec.entry_point, str) else spec.entry_point
     return not entry.startswith(_WITHOUT_GL)

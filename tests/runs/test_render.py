@@ -12,12 +12,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from diffrl.cli import main
 from diffrl.runs import render as video
 from diffrl.runs.render import BACKENDS, choose_opengl, labelled, needs_opengl, render, steps_a_second, works
 from diffrl.support.errors import UserError
+from diffrl.support.plots import ORANGE
 from diffrl.support.stopping import Interrupted
 from envs import registry
 from envs.task import Task
@@ -26,6 +28,8 @@ from tests.runs.made_runs import MAZE, PENDULUM, SIZES, made_run, small
 SHORT = dataclasses.replace(MAZE, max_episode_steps=20)
 HOPPER = Task("Hopper-v4", {}, None, False, max_episode_steps=12)
 CUBE = Task("ogbench/cube-single-v0", {"task": 2}, None, False, max_episode_steps=6)
+POINT = Task("ogbench/pointmaze-medium-v0", {"task": 1}, None, False, max_episode_steps=20)
+SIZES["ogbench/pointmaze-medium-v0"] = (2, 2)
 SIZES["Hopper-v4"] = (11, 3)
 SIZES["ogbench/cube-single-v0"] = (28, 5)
 
@@ -203,6 +207,19 @@ def test_the_simulators_time_is_known(benchmark: str, needs: str, per_second: fl
     env.close()
 
 
+def test_ogbenchs_ball_is_drawn_from_above_with_its_way(tmp_path: Path, monkeypatch: Any) -> None:
+    """Without OpenGL: its own pictures need it, and take most of a second. The way grows from picture to picture."""
+    pytest.importorskip("ogbench")
+    monkeypatch.setattr(video, "works", lambda backend: False)
+    found = pictures(render(made_run(tmp_path / "run", small("bc"), POINT), tmp_path / "a.gif", seeds=(3,), quiet=True))
+    assert len(found) == 21
+    orange = (np.abs(found[:, 20:].astype(int) - [round(255 * part) for part in to_rgb(ORANGE)]).sum(-1) < 60).sum(
+        (1, 2)
+    )
+    assert orange[0] == 0
+    assert orange[-1] > 20
+
+
 def test_an_mp4_has_the_same_pictures_as_a_gif(maze: Path, tmp_path: Path) -> None:
     """Up to what the coders lose: a few levels in the mean."""
     pytest.importorskip("imageio_ffmpeg")
@@ -345,7 +362,7 @@ def test_a_video_of_nothing_is_a_sentence(maze: Path, tmp_path: Path, given: dic
 
 def test_opengl_is_asked_for_where_it_is_needed(monkeypatch: Any) -> None:
     """What works first is taken; what the user has chosen is kept; where nothing works, what to install is said."""
-    assert [needs_opengl(task) for task in (MAZE, PENDULUM, HOPPER)] == [False, False, True]
+    assert [needs_opengl(task) for task in (MAZE, POINT, PENDULUM, HOPPER)] == [False, False, False, True]
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(video, "works", lambda backend: False)
     assert choose_opengl(MAZE) is None
