@@ -285,7 +285,10 @@ def _load_ogbench(origin: Origin, rows: int | None, progress: bool, infos: bool)
     path = reading.find(name, rows)
     if not path.is_file() and not name.validation:
         episodes = None if rows is None else reading.episodes_for(name, rows)
-        path = generation.generate(name, episodes=episodes, quiet=not progress)
+        here = [n for n, _ in generation.parts_here(name, 1)]
+        most = max(here, default=0)
+        instead = f"--rows {most * (name.rows - 1)} reads the {most:,} episodes that are here." if here else ""
+        path = generation.generate(name, episodes=episodes, quiet=not progress, instead=instead)
     return reading.load(name, path, rows, infos)
 
 

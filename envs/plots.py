@@ -36,10 +36,13 @@ def maze_from_above(grid: Sequence[str], discs: Sequence[Disc], pixels: int) -> 
     return image
 
 
-def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str) -> None:
+def plot_dataset(
+    path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str, per: str = "episode"
+) -> None:
     """Plot a data set's returns, lengths, and positions (of mazes) or actions, as one PNG at `path`.
 
-    benchmark: whose reference returns give a scale of scores. Raises UserError where the file cannot be written.
+    benchmark: whose reference returns give a scale of scores. per: what the picture calls an episode. Raises UserError
+    where the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,7 +50,7 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
     returns_axes, lengths_axes, last_axes = figure.subplots(1, 3)
-    figure.suptitle(f"{title}: {counted(len(dataset), 'rows')}, {counted(dataset.n_episodes, 'episodes')}")
+    figure.suptitle(f"{title}: {counted(len(dataset), 'rows')}, {counted(dataset.n_episodes, f'{per}s')}")
     told = with_episodes(dataset)
     of = "" if told is None or told is dataset else f" (of the {len(told):,} real rows)"
     if told is None:
@@ -56,7 +59,9 @@ def plot_dataset(path: Path, dataset: OfflineDataset, benchmark: Benchmark | Non
             axes.set_axis_off()
     else:
         _plot_histogram(returns_axes, told.episode_returns(), f"return{of}")
-        _plot_histogram(lengths_axes, told.episode_lengths(), f"steps in an episode{of}")
+        _plot_histogram(lengths_axes, told.episode_lengths(), f"steps in {'an' if per == 'episode' else 'a'} {per}{of}")
+        for axes in (returns_axes, lengths_axes):
+            axes.set_ylabel(f"{per}s")
     reference = None if told is None else scored(benchmark)
     if reference is not None:
         low, high = reference.reference_scores or (0.0, 1.0)

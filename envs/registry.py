@@ -157,8 +157,9 @@ def hint(benchmark_id: str) -> str:
     Then, whole sentences: that it may be of a package that is not here, and whose family of the same name is left out.
     """
     versions = [known_id for known_id in ids() if known_id.rsplit("-", 1)[0] == benchmark_id]
-    if versions:
-        return f"did you mean {versions[-1]!r}?"
+    meant = versions[-1] if versions else ogbench.reordered(benchmark_id)
+    if meant is not None:
+        return f"did you mean {meant!r}?"
     known = of_package(benchmark_id) or ogbench.near(benchmark_id) or named()
     elsewhere = plugins.not_here("diffrl.datasets") * (closest(benchmark_id, known) is None)
     family, families = benchmark_id.partition("-")[0][:60], {known_id.partition("-")[0] for known_id in named()}

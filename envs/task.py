@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
@@ -21,6 +22,7 @@ from diffrl.support.schema import Count, held, parse_kwargs
 from envs import families, making, registry
 from envs.datasets import named_like_d4rl
 from envs.making import CannotRebuild, make_env
+from envs.ogbench.names import FIRST_EPISODES
 
 __all__ = ["Task", "find_task", "make_env", "open_task"]
 
@@ -270,7 +272,7 @@ def task_of(name: str, metadata: Mapping[str, Any], **asked: Unpack[Asked]) -> T
     task = base.within(changed)
     if benchmark is not None and benchmark.has_scores:
         comparable = env_id == own and asked.get("rows") is None and changed is spec
-        comparable &= "rebuilt" not in metadata
+        comparable &= "rebuilt" not in metadata and FIRST_EPISODES not in metadata
         return replace(task, reference=benchmark.id, comparable=comparable)
     if minari is not None and minari.fits(env_id, task.env_kwargs):
         return replace(task, reference=minari.reference)
@@ -335,6 +337,12 @@ def fitting_env(name: str, task: Task, observation_size: int, action_size: int) 
     advice = f"{name} is from another environment." if named else "Name the environment the data came from with --env."
     for kind, size in (("observation", observation_size), ("action", action_size)):
         space = getattr(env, f"{kind}_space")
+        if kind == "action" and not isinstance(space, gymnasium.spaces.Box):
+            whole = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+            raise UserError(
+                f"The actions of {task.env_id} are {str(space)[:200]}: {'discrete' if whole else 'such'} actions are "
+                "not supported. The agents here act by vectors of real numbers (a Box)."
+            )
         if not isinstance(space, gymnasium.spaces.Box) or space.shape != (size,):
             raise UserError(
                 f"{task.env_id} and {name} do not fit: the environment's {kind}s are {str(space)[:200]}, the data's "

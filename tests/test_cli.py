@@ -360,6 +360,65 @@ def test_shipped_configurations_load_and_survive_a_round_trip(name: str, tmp_pat
     assert configuration.load(file) == config
 
 
+OF_CUBES = "Using the shipped configuration fql/cube-single-play-singletask-v0"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "alpha", "said"),
+    [
+        ("cube-single-play-singletask-v0", 300, f"{OF_CUBES}."),
+        *(
+            (f"cube-single-play-singletask-task{task}-v0", 300, f"{OF_CUBES}, whose settings are those of all five")
+            for task in range(1, 6)
+        ),
+        ("cube-single-noisy-singletask-task2-v0", 10, "Using the defaults of fql: nothing is published for this data."),
+        ("cube-single-play-singletask-task2-pre-v0", 10, "Using the defaults of fql: nothing is published"),
+        (
+            "cube-single-play-small-singletask-task3-v0",
+            10,
+            "`diffrl train fql/cube-single-play-singletask-task3-small`.",
+        ),
+    ],
+)
+def test_all_tasks_of_a_data_set_have_its_published_settings(dataset: str, alpha: float, said: str) -> None:
+    """OGBench's are tuned on the default task; that of each is found by `--agent` and `--dataset`, and by its name."""
+    config, sentence = configuration.default("fql", dataset)
+    assert (config.dataset, config.agent.alpha) == (dataset, alpha)  # type: ignore[attr-defined]
+    assert said in sentence
+    if alpha == 300:
+        assert configuration.find(f"fql/{dataset}") == config
+        assert configuration.meant("fql", {"dataset": dataset}) == (config, sentence)
+
+
+def test_a_task_s_number_names_a_configuration_of_its_own_data() -> None:
+    found = {
+        "fql/cube-single-play-singletask-task4-v0-qc": ("cube-single-play-singletask-task4-v0", "chunk", 5),
+        "bfn/scene-play-singletask-task1-sparse-v0": ("scene-play-singletask-task1-sparse-v0", "chunk", 1),
+        "bfn/cube-single-play-singletask-task5-small": ("cube-single-play-small-singletask-task5-v0", "width", 128),
+    }
+    for name, (dataset, field, value) in found.items():
+        config = configuration.find(name)
+        assert (config.dataset, getattr(config.agent, field)) == (dataset, value)
+        assert registry.known(dataset)
+        assert configuration.ships(name)
+    with pytest.raises(UserError, match="No configuration 'fql/cube-single-play-singletask-task6-v0'"):
+        configuration.find("fql/cube-single-play-singletask-task6-v0")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("qc/cube-single-play-singletask-small", "bfn/cube-single-play-singletask-small-qc"),
+        ("qc/scene-play-singletask-sparse-v0", "bfn/scene-play-singletask-sparse-v0-qc"),
+        ("qc-fql/cube-double-play-singletask-v0", "fql/cube-double-play-singletask-v0-qc"),
+        ("fql/cube-singel-play-singletask-small", "fql/cube-single-play-singletask-small"),
+    ],
+)
+def test_a_method_of_a_paper_is_suggested_by_the_agent_that_it_is_here(typed: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{meant}'\\?"):
+        configuration.find(typed)
+
+
 @pytest.mark.usefixtures("own_data")
 @pytest.mark.parametrize("place", ["head", "end"])
 def test_overrides_apply_to_a_shipped_configuration(place: str, tmp_path: Path) -> None:

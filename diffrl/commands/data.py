@@ -92,8 +92,9 @@ class ListData:
         console.print(" ".join(said), highlight=False)
         if len(chosen) + len(others) <= 8:
             shown = [*chosen, *(benchmark for benchmark, _ in others)]
-            for note in dict.fromkeys(benchmark.note for benchmark in shown if benchmark.note):
-                console.print(f"- {note}")
+            for note in dict.fromkeys(data_ogbench.note(benchmark, len(chosen)) for benchmark in shown):
+                if note:
+                    console.print(f"- {note}", highlight=False)
         return 0
 
 
@@ -130,7 +131,7 @@ class Info:
 
     def run(self) -> int:
         """Print the description. Gives 1 if the data set has problems."""
-        from diffrl.commands.data_ogbench import print_fidelity
+        from diffrl.commands.data_ogbench import print_fidelity, recordings
         from diffrl.data import d4rl
         from diffrl.data.env_spec import EnvSpec
         from diffrl.data.observations import goal_left_out
@@ -184,14 +185,17 @@ class Info:
             console.print(f"checksum: none, so damage to the file would go unseen{advice}")
         dataset, findings = self._examine(dataset)
         if not dataset.structural_problems():
-            for part in (summary(dataset), distributions(dataset, benchmark), ranges(dataset)):
+            recorded, said = recordings(origin.name, dataset) if origin.kind == "ogbench" else (None, "")
+            shown, per = (dataset, "episode") if recorded is None else (recorded, "recording")
+            first = summary(dataset) + f"\n{said}" * bool(said)
+            for part in (first, distributions(shown, benchmark, per), ranges(dataset)):
                 console.print()
                 console.print(part)
             console.print()
             if origin.kind == "ogbench":
                 print_fidelity(console, origin.name, dataset)
             if self.picture is not None:
-                plot_dataset(self.picture, dataset, benchmark, self.dataset)
+                plot_dataset(self.picture, shown, benchmark, self.dataset, per)
                 console.print(f"Picture: {self.picture}", highlight=False)
         headings = {"problem": "[bold red]Problems:[/]", "warning": "[bold yellow]Warnings:[/]"}
         for severity, heading in (headings | {"note": "[bold]Remarks:[/]"}).items():

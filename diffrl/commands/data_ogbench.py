@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,14 @@ def matching(pattern: str) -> Iterator[Benchmark]:
             yield registry.get(one)
 
 
+def note(benchmark: Benchmark, listed: int) -> str:
+    """What the list says of a data set. Beside others of OGBench's it names none, so that it is the same for all."""
+    stem = benchmark.id.removesuffix("-v0")
+    if benchmark.env_extra != "ogbench" or benchmark.env_id is not None or listed == 1:
+        return benchmark.note
+    return benchmark.note.replace(f"{stem}-singletask-v0", "ID-singletask-v0 (ID without its -v0)")
+
+
 def here(path: Path) -> str:
     """What the list says of a file that is here."""
     from envs.ogbench import reading
@@ -41,6 +49,20 @@ def print_fidelity(console: Console, benchmark_id: str, dataset: OfflineDataset)
     console.print(f"[bold]{heading}:[/] {path}", highlight=False)
     for line in fidelity.lines(names.get(benchmark_id), path, dataset):
         console.print(f"- {line}", markup=False, highlight=False)
+
+
+def recordings(benchmark_id: str, dataset: OfflineDataset) -> tuple[OfflineDataset | None, str]:
+    """The rows of a task with the ends of recordings alone, and a sentence on them; None and "" where these are all."""
+    from envs.ogbench import fidelity, names
+
+    found = fidelity.recordings(names.get(benchmark_id), Path(dataset.metadata["path"]), dataset)
+    if found is None:
+        return None, ""
+    solved = counted(int(dataset.terminals.sum()), "rows")
+    return found, (
+        f"recordings: {found.n_episodes:,}. A row that solves the task ends an episode, also where its recording goes "
+        f"on: nothing is bootstrapped there ({solved}). The table below is of whole recordings."
+    )
 
 
 def generate(

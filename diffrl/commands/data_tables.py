@@ -123,10 +123,11 @@ def summary(dataset: OfflineDataset) -> str:
     )
 
 
-def distributions(whole: OfflineDataset, benchmark: Benchmark | None) -> Table | str:
+def distributions(whole: OfflineDataset, benchmark: Benchmark | None, per: str = "episode") -> Table | str:
     """Quantiles of the episodes' lengths, returns and, of a benchmark with references, scores.
 
-    Of the real rows alone where each of the others is an episode of its own; a sentence where all rows are.
+    per: what the table calls an episode. Of the real rows alone where each of the others is an episode of its own; a
+    sentence where all rows are.
     """
     import numpy as np
 
@@ -137,7 +138,7 @@ def distributions(whole: OfflineDataset, benchmark: Benchmark | None) -> Table |
     if dataset is None:
         return "Each row is an episode of its own: there are no steps and returns of episodes to tell."
     of = "" if dataset is whole else f" of the {len(dataset):,} real rows"
-    found = headed(f"per episode{of}", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
+    found = headed(f"per {per}{of}", *(f">{name}" for name in ("min", "25%", "median", "75%", "max", "mean", "std")))
     with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are among the problems
         learned = has_learned_rewards(whole)
         returns = "return of learned rewards" if learned else "return"

@@ -35,8 +35,8 @@ class Evaluate:
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto."""
     plot: Path | None = None
-    """In a maze: draw what the first seed's first four episodes drove, over its plans where it plans, as PNG;
-    by default nothing is drawn. A file that is there is kept, unless --force."""
+    """In a maze, maze2d's or OGBench's: draw what the first seed's first four episodes drove, over its plans where it
+    plans, as PNG; by default nothing is drawn. A file that is there is kept, unless --force."""
     out: Path | None = None
     """Where to write the result as JSON; by default evaluation.json in the run's folder (of a run at an address such as
     s3://bucket/runs/NAME: NAME-evaluation.json here), which is replaced. Another file that is there is kept, unless
@@ -68,7 +68,7 @@ class Evaluate:
 
         run = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps, quiet=True)
         task = run.task
-        maze = None if self.plot is None else report.maze_of(task)
+        floor = None if self.plot is None else report.floor_of(task)
         if task.env_id is not None:
             console.print(f"In {task.env_text}.", markup=False, highlight=False)
         result = evaluate(
@@ -77,7 +77,7 @@ class Evaluate:
             which=self.which,
             seed=self.seed,
             device=self.device,
-            record=0 if maze is None else report.DRAWN,
+            record=0 if floor is None else report.DRAWN,
             env=self.env,
             env_kwargs=self.env_kwargs,
             max_episode_steps=self.max_episode_steps,
@@ -98,6 +98,6 @@ class Evaluate:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(about | plain, indent=1))
         console.print(f"Written: {path}")
-        if maze is not None and self.plot is not None:
-            console.print(f"Drawn:   {report.plot_episodes(self.plot, result, *maze)}")
+        if floor is not None and self.plot is not None:
+            console.print(f"Drawn:   {report.plot_episodes(self.plot, result, floor)}")
         return 0

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from diffrl.support.schema import Many, Range, Seed, check
+from diffrl.support.schema import Count, Many, Range, Seed, check
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,10 @@ class Render:
       diffrl render runs/NAME --out video.mp4
       diffrl render runs/NAME --out video.gif --episodes 3 --checkpoint best
       diffrl render runs/NAME --out video.mp4 --seeds 0 2 --fps 50
+      diffrl render runs/NAME --out video.gif --every 10 --max-episode-steps 200
 
-    Mazes are drawn from above. MuJoCo draws off the screen, by EGL or OSMesa, whichever works ($MUJOCO_GL says
-    another). An MP4 needs pip install 'diffrl[video]'; a GIF needs nothing.
+    Mazes of a ball are drawn from above. MuJoCo draws off the screen, by EGL or OSMesa, whichever works ($MUJOCO_GL
+    says another). An MP4 needs pip install 'diffrl[video]'; a GIF needs nothing. Ctrl-C keeps what is drawn so far.
     """
 
     run_folder: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
@@ -38,6 +39,11 @@ class Render:
     fps: Annotated[int, Range(1, 100)] | None = None
     """Pictures a second; by default about 30, with time as fast as in the environment, where that is known. More of
     them than the environment makes steps in a second show it faster than it is."""
+    every: Count | None = None
+    """Draw one step of so many; time stays as fast as in the environment. By default as many as --fps needs, and fewer
+    where that would take more than two minutes, which is said."""
+    max_episode_steps: Count | None = None
+    """Another time limit of its episodes; by default the run's."""
     force: bool = False
     """Replace a file that is there."""
 
@@ -63,6 +69,8 @@ class Render:
             which=self.which,
             seed=self.seed,
             fps=self.fps,
+            every=self.every,
+            max_episode_steps=self.max_episode_steps,
         )
         console.print(f"Written: {made}", markup=False)
         return 0

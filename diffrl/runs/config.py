@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +16,11 @@ import agents
 from agents import AgentConfig
 from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
+from diffrl.runs import shipped as published
 from diffrl.runs import workers as crew
-from diffrl.support.errors import UserError, closest, joined, nearest
+from diffrl.runs.shipped import shipped as shipped
+from diffrl.runs.shipped import ships as ships
+from diffrl.support.errors import UserError, closest, joined
 from diffrl.support.files import read_yaml, to_yaml
 from diffrl.support.folder import ABOUT
 from diffrl.support.machine import choose_compiling, cores
@@ -307,38 +309,37 @@ def load(path: Path, of_run: bool = False) -> TrainConfig:
     return from_dict(read_yaml(path), str(path), of_run)
 
 
-def shipped() -> list[str]:
-    """The names of the configurations that ship with the package, AGENT/DATASET. Some are published, some are ours."""
-    root = Path(str(resources.files("configs")))
-    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
-
-
 def find(name: str) -> TrainConfig:
-    """A configuration by path, or by its name in `configs/`, such as diffusion_ql/maze2d-umaze-v1."""
+    """A configuration by path, or by its name in `configs/`, such as diffusion_ql/maze2d-umaze-v1.
+
+    The name of one of OGBench's tasks by its number, such as fql/cube-single-play-singletask-task3-v0, means the
+    configuration of its data, whose settings all five tasks have.
+    """
     path = Path(name)
     if path.is_file():
         return load(path, of_run=(path.parent / "run.json").is_file())
     short = name.removeprefix("configs/").removesuffix(".yaml")
-    if short in shipped():
-        return load(Path(str(resources.files("configs"))) / f"{short}.yaml")
+    if (found := published.shipping(short)) is not None:
+        config = load(published.folder() / f"{found[0]}.yaml")
+        return dataclasses.replace(config, dataset=config.dataset.replace("-singletask", f"-singletask{found[1]}", 1))
     if name.endswith((".yaml", ".yml")) and closest(short, shipped()) is None:
         raise UserError(f"There is no file {name}. `diffrl train list` shows the configurations that ship.")
     if (path / ABOUT).is_file():
         raise UserError(f"{name} is a run, and no configuration: `diffrl resume {name}` goes on with it.")
     if name in agents.AGENTS:
         raise UserError(f"{name} is an agent, and no configuration: `diffrl train --agent {name} --dataset DATASET`.")
-    hint = nearest(short, shipped())
+    hint = published.hint(short)
     raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
 
 
 def default(agent: str, dataset: str) -> tuple[TrainConfig, str]:
     """The shipped configuration of an agent and a data set, else the defaults; and a sentence that says which."""
-    schema = agents.get(agent)
-    if f"{agent}/{dataset}" in shipped():
-        return find(f"{agent}/{dataset}"), f"Using the shipped configuration {agent}/{dataset}."
-    return TrainConfig(
-        dataset=dataset, agent=schema()
-    ), f"Using the defaults of {agent}: nothing is published for this data."
+    schema, name = agents.get(agent), f"{agent}/{dataset}"
+    if (found := published.shipping(name)) is not None:
+        of_all = ", whose settings are those of all five tasks of its data" if found[1] else ""
+        return find(name), f"Using the shipped configuration {found[0]}{of_all}."
+    said = f"Using the defaults of {agent}: nothing is published for this data.{published.ours_for(name)}"
+    return TrainConfig(dataset=dataset, agent=schema()), said
 
 
 def configuration(config: TrainConfig | str | Path, **settings: Any) -> TrainConfig:
@@ -388,7 +389,7 @@ def _named(name: str, dataset: object) -> tuple[TrainConfig, str]:
 def _not_shipped(config: TrainConfig) -> str:
     """What is said of an agent's bare defaults where a configuration ships that has others: a sentence, or ""."""
     name = f"{config.agent.name}/{config.dataset}"
-    if name not in shipped() or config.agent != type(config.agent)():
+    if not ships(name) or config.agent != type(config.agent)():
         return ""
     own = find(name).agent
     other = [f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(config.agent, f.name)]

@@ -127,7 +127,7 @@ def untrained_at(path: Path | str) -> TrainConfig | None:
         require_policy(path)
         return None
     name = str(path).removesuffix(".yaml")
-    if Path(path).is_file() or name in configuration.shipped():
+    if Path(path).is_file() or configuration.ships(name):
         return configuration.find(str(path))
     try:
         require_run(path)

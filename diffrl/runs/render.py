@@ -1,14 +1,16 @@
 """A run's policies as a video: what each seed does from the same start states, side by side.
 
-Mazes of ours are drawn from above with the way that was driven. Other environments are asked for pictures, MuJoCo's by
-OpenGL off the screen: EGL or OSMesa, whichever works.
+Mazes of a ball, maze2d's and OGBench's, are drawn from above with the way that was driven. Other environments are asked
+for pictures, MuJoCo's by OpenGL off the screen: EGL or OSMesa, whichever works.
 """
 
 import dataclasses
 import inspect
+import math
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -22,16 +24,17 @@ from numpy.typing import NDArray
 from diffrl.runs.acting import Actor
 from diffrl.runs.policy import load_stack, tell_remarks
 from diffrl.runs.run import Run
-from diffrl.support.console import work
-from diffrl.support.errors import UserError, said_by
+from diffrl.support.console import console, work
+from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.files import atomic_path
 from diffrl.support.machine import settle
 from diffrl.support.plots import BLUE, ORANGE
-from diffrl.support.stopping import check
+from diffrl.support.stopping import Interrupted, stop_signals
+from envs.ogbench.names import NAMESPACE
 from envs.task import Task, refuse_not_finite
 
 if TYPE_CHECKING:
-    from envs.maze2d import Maze
+    from diffrl.runs.report import Floor
 
 Picture = NDArray[np.uint8]
 """(height, width, 3)"""
@@ -41,12 +44,18 @@ _BAR = 18
 """Height of the line of text above a picture, in pixels."""
 _MAZE = 320
 """Height of a maze's picture, in pixels."""
-_WITHOUT_GL = ("envs.maze2d", "gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
+_WITHOUT_GL = ("gymnasium.envs.classic_control", "gymnasium.envs.box2d", "gymnasium.envs.toy_text")
 """Modules of environments that draw without OpenGL."""
 _PICTURES, _LEAST = 30.0, 20.0
 """Pictures a second: about so many by default; and at least, of an environment whose own time is not known."""
 _LONG = 1000
 """Steps that an episode may have where the environment does not say, for the bar that shows how far the work is."""
+_PATIENCE = 120.0
+"""Seconds that drawing may take by default: where it would take longer, steps are left out."""
+_FEWEST = 50
+"""Pictures of an episode of full length that are drawn by default however slow drawing is."""
+_OGBENCH = {"width": 400, "height": 400}
+"""Pixels of OGBench's pictures; its own are of 200, in which a robot's hand is hard to see."""
 BACKENDS = ("egl", "osmesa")
 """MuJoCo's ways to OpenGL without a screen, in the order of trying."""
 
@@ -60,6 +69,8 @@ def render(
     which: str | int = "last",
     seed: int = 0,
     fps: int | None = None,
+    every: int | None = None,
+    max_episode_steps: int | None = None,
     quiet: bool = False,
 ) -> Path:
     """Write a video of a run's policies in its environment, each seed's beside the others; give its path.
@@ -68,47 +79,90 @@ def render(
     four. Episode by episode all seeds start in the same state. which: the `last` or `best` checkpoint, or that of a
     step. seed: what start states and noise are drawn from. fps: pictures a second. By default time is as fast as in the
     environment (see `steps_a_second`), at about 30 pictures a second where it makes as many steps. With another number
-    steps are left out as they have to be; more pictures than there are steps show it faster than it is.
+    steps are left out as they have to be; more pictures than there are steps show it faster than it is. every: draw one
+    step of so many, by default as many as `fps` needs, and of slow pictures fewer, which is said unless quiet; time
+    goes on as in the environment unless `fps` says otherwise. max_episode_steps: another time limit than the run's.
 
-    Raises UserError where there is no environment, or none that can be drawn here, and for fewer than one episode,
-    seed or picture a second.
+    A stop (Ctrl-C) keeps the pictures drawn so far as a whole video, and raises Interrupted. Raises UserError where
+    there is no environment, or none that can be drawn here, and for fewer than one episode, seed, step or picture a
+    second.
     """
-    for name, value in (("episodes", episodes), ("seeds", 1 if seeds is None else len(seeds)), ("fps", fps)):
+    numbers = {"episodes": episodes, "seeds": 1 if seeds is None else len(seeds), "fps": fps, "every": every}
+    for name, value in (numbers | {"max_episode_steps": max_episode_steps}).items():
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; expected at least 1.")
     out, opened = Path(out), Run.read(run)
     write = writer(out)
-    task = opened.task
-    if task.env_id is None:
+    if (env_id := opened.task.env_id) is None:
         raise UserError(f"{opened.path} was trained without an environment: there is nothing to look at.")
+    task = opened.task.changed(None, (), max_episode_steps)
     seeds = opened.config.seeds[:SIDE_BY_SIDE] if seeds is None else tuple(seeds)
     settle()
     choose_opengl(task)
     loaded = [load_stack(opened, [one], str(which), "cpu") for one in seeds]
     agents = [agent for agent, _ in loaded]
     tell_remarks(opened, str(which), [step for _, (step,) in loaded], quiet)
-    seen = dataclasses.replace(task, env_kwargs={**task.env_kwargs, "render_mode": "rgb_array"})
+    size = _OGBENCH if env_id.removeprefix("envs:").startswith(NAMESPACE) else {}
+    seen = dataclasses.replace(task, env_kwargs={**size, **task.env_kwargs, "render_mode": "rgb_array"})
     with ExitStack() as held:
         envs = [held.enter_context(closing(_drawing(seen, task))) for _ in seeds]
         acts = [Actor(agent, opened.preprocessing, seed, keep=1) for agent in agents]
         panels = [_panel(env, f"seed {one}", task) for env, one in zip(envs, seeds, strict=True)]
-        real = steps_a_second(envs[0])
-        shown_every = max(1, round(real / (_PICTURES if fps is None else fps)))
-        shown_fps = real / shown_every if fps is None else float(fps)
         limit = (envs[0].spec and envs[0].spec.max_episode_steps) or _LONG
-        with work(f"{opened.path.name} in {task.env_text}", "steps", quiet) as on_step:
+        real = steps_a_second(envs[0])
+        usual = max(1, round(real / (_PICTURES if fps is None else fps)))
+        first = _begin(envs, acts, panels, (seed, 0))
+        slow = 1 if fps is not None or every is not None else _every(_seconds(panels), limit, episodes, usual, quiet)
+        shown_every = max(usual, slow) if every is None else every
+        shown_fps = real / shown_every if fps is None else float(fps)
+        drawn = 0
+        with stop_signals() as stopped, work(f"{opened.path.name} in {task.env_text}", "steps", quiet) as on_step:
 
             def frames() -> Iterator[Picture]:
+                nonlocal drawn
                 for episode in range(episodes):
-                    shown = _episode(envs, acts, panels, (seed, episode), shown_every)
+                    observations = first if episode == 0 else _begin(envs, acts, panels, (seed, episode))
+                    shown = _episode(envs, acts, panels, observations, shown_every, stopped)
                     for i, frame in enumerate(shown):
                         on_step(episode * limit + min(i * shown_every, limit), episodes * limit)
+                        drawn += 1
                         yield frame
+                    if stopped():
+                        return
                 on_step(episodes * limit, episodes * limit)
 
             with atomic_path(out) as temporary:
                 write(temporary, frames(), shown_fps)
+            if stopped():
+                raise Interrupted(f"Stopped. {counted(drawn, 'pictures')} are kept: {out} shows what was drawn so far.")
     return out
+
+
+def _seconds(panels: Sequence["Panel"]) -> float:
+    """How long it takes to draw all panels; the first picture, with which a drawer is made ready, is not counted."""
+    for _ in range(2):
+        began = time.perf_counter()
+        for panel in panels:
+            panel.picture(0)
+    return time.perf_counter() - began
+
+
+def _every(seconds: float, limit: int, episodes: int, usual: int, quiet: bool) -> int:
+    """Of how many steps one is drawn, so that drawing takes two minutes at most; said where it is fewer than usual.
+
+    seconds: those that a picture takes. limit: the steps of an episode, of which at least fifty are drawn.
+    """
+    steps = limit * episodes
+    found = min(math.ceil(seconds * steps / _PATIENCE), limit // _FEWEST)
+    if found <= usual:
+        return usual
+    if not quiet:
+        minutes = seconds * steps / usual / 60
+        console.print(
+            f"A picture takes {seconds:.2g} s here, so one step of {found} is drawn; time is as fast as ever. "
+            f"--every {usual} draws more of them, in about {minutes:,.0f} minutes."
+        )
+    return found
 
 
 def steps_a_second(env: gymnasium.Env[Any, Any]) -> float:
@@ -126,14 +180,13 @@ def steps_a_second(env: gymnasium.Env[Any, Any]) -> float:
     return max(float(said), _LEAST) if isinstance(said, int | float) and said > 0 else _PICTURES
 
 
-def _episode(
+def _begin(
     envs: Sequence[gymnasium.Env[Any, Any]],
     acts: Sequence[Actor],
     panels: Sequence["Panel"],
     entropy: tuple[int, int],
-    every: int,
-) -> Iterator[Picture]:
-    """The pictures of one episode, which goes on until it is over for every seed: each `every`-th step's, and the last.
+) -> list[NDArray[np.float32]]:
+    """Begin an episode of every seed; give its first observations, (O,) each.
 
     entropy: what the start state is drawn from, the same for all seeds.
     """
@@ -143,10 +196,24 @@ def _episode(
         act.reset()
         act.first_plans = None
         panel.begin(observation)
+    return observations
+
+
+def _episode(
+    envs: Sequence[gymnasium.Env[Any, Any]],
+    acts: Sequence[Actor],
+    panels: Sequence["Panel"],
+    observations: list[NDArray[np.float32]],
+    every: int,
+    stopped: Callable[[], bool],
+) -> Iterator[Picture]:
+    """The pictures of one episode, which goes on until it is over for every seed: each `every`-th step's, and the last.
+
+    observations: those it begins with, see `_begin`. stopped: whether it is to end now.
+    """
     going, step = set(range(len(envs))), 0
     yield np.hstack([panel.picture(step) for panel in panels])
-    while going:
-        check()
+    while going and not stopped():
         step += 1
         for i in sorted(going):
             action = acts[i](observations[i][None, None])[0, 0]
@@ -167,10 +234,14 @@ def _episode(
 
 
 class Panel:
-    """The picture of one environment, as it draws itself, with a line of text above it."""
+    """The picture of one environment, as it draws itself, with a line of text above it.
 
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
-        self._env, self._name = env, name
+    unnamed: what is said, as a UserError, where an environment that does not name the mode draws nothing; it is asked
+    itself, as a wrapper of Gymnasium's refuses what is not named.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str, unnamed: str | None = None) -> None:
+        self._env, self._name, self._unnamed = env if unnamed is None else env.unwrapped, name, unnamed
         self._return, self._over = 0.0, 0
         self._last: Picture | None = None
 
@@ -195,10 +266,12 @@ class Panel:
     def _drawn(self) -> Picture:
         try:
             drawn: Any = self._env.render()
+        except NotImplementedError as error:
+            raise UserError(self._unnamed or _cannot_draw(self._env, said_by(error))) from error
         except Exception as error:  # whatever its libraries make of a machine without a screen
             raise UserError(_cannot_draw(self._env, said_by(error))) from error
         if not isinstance(drawn, np.ndarray) or drawn.ndim != 3:
-            raise UserError(_cannot_draw(self._env, "it gives no picture"))
+            raise UserError(self._unnamed or _cannot_draw(self._env, "it gives no picture"))
         return drawn[..., :3].astype(np.uint8)
 
 
@@ -209,21 +282,22 @@ def _cannot_draw(env: gymnasium.Env[Any, Any], why: str) -> str:
 
 
 class MazePanel(Panel):
-    """A maze of ours from above, with the way driven so far, the ball, and the plan where there is one."""
+    """A maze from above, with the way driven so far, the ball, and the plan where there is one."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str, maze: "Maze") -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str, floor: "Floor") -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         from diffrl.runs.report import draw_maze  # which imports MuJoCo: see `choose_opengl`
 
         super().__init__(env, name)
-        self._path: list[NDArray[np.float32]] = []
-        rows, columns = len(maze.grid) - 1.2, len(maze.grid[0]) - 1.2
+        self._path: list[NDArray[np.float64]] = []
+        self._places = floor.places
+        rows, columns = len(floor.grid) - 1.2, len(floor.grid[0]) - 1.2
         size = _MAZE / 100 * columns / rows, _MAZE / 100
         self._canvas: Any = FigureCanvasAgg(Figure(figsize=size, dpi=100))
         ax = self._canvas.figure.add_axes((0, 0, 1, 1))
-        draw_maze(ax, maze.grid, maze.goal, [])
+        draw_maze(ax, floor.grid, floor.goal, [], floor.radius)
         (self._plan,) = ax.plot([], [], color=BLUE, linewidth=1, linestyle="--")
         (self._way,) = ax.plot([], [], color=ORANGE, linewidth=2)
         (self._ball,) = ax.plot([], [], color="black", marker="o", markersize=7)
@@ -231,15 +305,16 @@ class MazePanel(Panel):
     def begin(self, observation: NDArray[np.float32]) -> None:
         """An episode begins: the way is empty."""
         super().begin(observation)
-        self._path = [observation[:2]]
+        self._path = [self._places(observation)]
         self._plan.set_data([], [])
 
     def add(self, observation: NDArray[np.float32], reward: float, plans: NDArray[np.float32] | None) -> None:
-        """The ball has moved to the observation's (row, column)."""
+        """The ball has moved to the observation's place."""
         super().add(observation, reward, plans)
-        self._path.append(observation[:2])
+        self._path.append(self._places(observation))
         if plans is not None:
-            self._plan.set_data(plans[0, :, 1], plans[0, :, 0])
+            plan = self._places(plans[0])
+            self._plan.set_data(plan[:, 1], plan[:, 0])
 
     def _drawn(self) -> Picture:
         way = np.stack(self._path)
@@ -250,14 +325,19 @@ class MazePanel(Panel):
 
 
 def _panel(env: gymnasium.Env[Any, Any], name: str, task: Task) -> Panel:
-    from envs.maze2d import Maze
+    from diffrl.runs.report import floor_in  # which imports MuJoCo
 
-    maze = getattr(env.unwrapped, "maze", None)
-    if isinstance(maze, Maze):
-        return MazePanel(env, name, maze)
-    if "rgb_array" not in env.metadata.get("render_modes", []):
-        raise UserError(_draws_nothing(task, "it has no render_mode that gives them (rgb_array)"))
-    return Panel(env, name)
+    if _from_above(task):
+        env.reset(seed=0)  # which sets the goal of OGBench's
+        if (floor := floor_in(env)) is not None:
+            return MazePanel(env, name, floor)
+    named = "rgb_array" in env.metadata.get("render_modes", [])
+    return Panel(env, name, None if named else _draws_nothing(task, "its render() gives none"))
+
+
+def _from_above(task: Task) -> bool:
+    """Whether a task's environment is a maze with a ball in it, which is drawn from above without OpenGL."""
+    return str(task.env_id).rpartition(":")[2].removeprefix(NAMESPACE).startswith(("maze2d-", "pointmaze-"))
 
 
 def _drawing(seen: Task, task: Task) -> gymnasium.Env[Any, Any]:
@@ -364,7 +444,9 @@ def choose_opengl(task: Task) -> str | None:
 
 
 def needs_opengl(task: Task) -> bool:
-    """Whether a task's environment may be MuJoCo's, by where Gymnasium's registration says that its class is."""
+    """Whether a task's environment may be drawn by MuJoCo, by where Gymnasium's registration says that its class is."""
+    if _from_above(task):
+        return False
     spec = gymnasium.registry.get(str(task.env_id).rpartition(":")[2])
     entry = "" if spec is None or not isinstance(spec.entry_point, str) else spec.entry_point
     return not entry.startswith(_WITHOUT_GL)

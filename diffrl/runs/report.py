@@ -1,9 +1,12 @@
 """The table of a run's evaluations, and what its policies do in the maze, as a picture."""
 
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,8 +63,63 @@ def print_evaluation(
     Terminal(width=None if console.is_terminal else 120).print(table)
 
 
-def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Sequence[NDArray[np.float32]]) -> None:
-    """A maze from above with trajectories (T, >= 2) of (row, column), coloured from start (dark) to end (bright)."""
+@dataclass(frozen=True)
+class Floor:
+    """A maze from above, in the coordinates of `draw_maze`, and where in it a state is."""
+
+    grid: Sequence[str]
+    """A row of cells a text; `#` is a wall."""
+    goal: tuple[float, float]
+    """(row, column) of the goal."""
+    radius: float = 0.5
+    """How near to the goal is there, in cells."""
+    order: tuple[int, int] = (0, 1)
+    """Which two numbers of a state, times `scale` and plus `shift`, are its row and its column."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    def places(self, states: NDArray[Any]) -> NDArray[np.float64]:
+        """(..., 2) the row and the column of states (..., >= 2)."""
+        found: NDArray[np.float64] = states[..., list(self.order)] * np.array(self.scale) + np.array(self.shift)
+        return found
+
+
+def floor_in(env: gymnasium.Env[Any, Any]) -> Floor | None:
+    """The floor of an environment that is a maze, maze2d's or OGBench's; None: it is none.
+
+    env: after a `reset`, as OGBench's goals are set by it. Theirs is drawn as their own camera shows it, y upwards.
+    """
+    inner: Any = env.unwrapped
+    if isinstance(maze := getattr(inner, "maze", None), Maze):
+        return Floor(maze.grid, maze.goal)
+    if not isinstance(cells := getattr(inner, "maze_map", None), np.ndarray) or not hasattr(inner, "cur_goal_xy"):
+        return None
+    unit, x, y = inner._maze_unit, inner._offset_x, inner._offset_y
+    grid = ["".join("#" if cell == 1 else "O" for cell in row) for row in cells[::-1]]
+    # `draw_maze` has a cell's centre at .2 before its row and column, as maze2d's positions have it.
+    floor = Floor(
+        grid,
+        (0.0, 0.0),
+        inner._goal_tol / unit,
+        (1, 0),
+        (-1 / unit, 1 / unit),
+        (len(grid) - 1 - y / unit - 0.2, x / unit - 0.2),
+    )
+    row, column = floor.places(np.asarray(inner.cur_goal_xy, np.float64))
+    return replace(floor, goal=(float(row), float(column)))
+
+
+def draw_maze(
+    ax: "Axes",
+    grid: Sequence[str],
+    goal: tuple[float, float],
+    paths: Sequence[NDArray[Any]],
+    radius: float = 0.5,
+) -> None:
+    """A maze from above with trajectories (T, >= 2) of (row, column), coloured from start (dark) to end (bright).
+
+    radius: of the goal's disc, in cells.
+    """
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Circle, Rectangle
 
@@ -70,7 +128,7 @@ def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Seq
             if letter == "#":  # cell (r, c) is centred at qpos (r - .2, c - .2)
                 ax.add_patch(Rectangle((c - 0.7, r - 0.7), 1, 1, color="#d8d4cc", linewidth=0))
     # Below the walls, in which no goal is reached.
-    ax.add_patch(Circle((goal[1], goal[0]), 0.5, color=GREEN, alpha=0.25, linewidth=0, zorder=0.5))
+    ax.add_patch(Circle((goal[1], goal[0]), radius, color=GREEN, alpha=0.25, linewidth=0, zorder=0.5))
     ax.plot(goal[1], goal[0], marker="*", color=GREEN, markersize=12, zorder=3)
     for path in paths:
         points = path[:, [1, 0]]
@@ -83,18 +141,29 @@ def draw_maze(ax: "Axes", grid: Sequence[str], goal: tuple[int, int], paths: Seq
         spine.set_visible(False)
 
 
-def maze_of(task: Task) -> tuple[Sequence[str], tuple[int, int]]:
-    """The grid and the goal's cell of a task's maze. Raises UserError where its environment is no maze of ours."""
-    env = task.make() if task.env_id is not None else None
-    maze = None if env is None else getattr(env.unwrapped, "maze", None)
-    if env is not None:
-        env.close()
-    if not isinstance(maze, Maze):
-        raise UserError(f"--plot draws mazes, maze2d's, and the environment is {task.env_text}: leave it out.")
-    return maze.grid, maze.goal
+def maze_of(task: Task) -> tuple[Sequence[str], tuple[float, float]]:
+    """The grid and the goal of a task's maze of ours, maze2d's. Raises UserError where its environment is none."""
+    floor = floor_of(task)
+    if floor.scale != (1.0, 1.0):
+        raise UserError(f"{task.env_text} is no maze of maze2d's: `floor_of` has its grid, goal and places.")
+    return floor.grid, floor.goal
 
 
-def plot_episodes(path: Path, result: dict[str, Any], grid: Sequence[str], goal: tuple[int, int]) -> Path:
+def floor_of(task: Task) -> Floor:
+    """The floor of a task's maze. Raises UserError where its environment is no maze that can be drawn."""
+    floor = None
+    if task.env_id is not None:
+        with closing(task.make()) as env:
+            env.reset(seed=0)
+            floor = floor_in(env)
+    if floor is None:
+        raise UserError(
+            f"--plot draws mazes, maze2d's and OGBench's, and the environment is {task.env_text}: leave it out."
+        )
+    return floor
+
+
+def plot_episodes(path: Path, result: dict[str, Any], floor: Floor) -> Path:
     """The first seed's recorded episodes in the maze, a row a checkpoint, each over its plan where there is one.
 
     result: of `diffrl.runs.policy.evaluate` with `record`. Gives the path of the PNG.
@@ -106,9 +175,9 @@ def plot_episodes(path: Path, result: dict[str, Any], grid: Sequence[str], goal:
     axes = figure.subplots(len(result), columns, squeeze=False)
     for row, (name, entry) in zip(axes, result.items(), strict=True):
         for i, ax in enumerate(row):
-            draw_maze(ax, grid, goal, [entry["paths"][0][i]])
+            draw_maze(ax, floor.grid, floor.goal, [floor.places(entry["paths"][0][i])], floor.radius)
             if i < len(plans := entry.get("plans", [[]])[0]):
-                plan = plans[i]
+                plan = floor.places(plans[i])
                 ax.plot(plan[:, 1], plan[:, 0], color=BLUE, linewidth=1, linestyle="--", marker=".", markersize=3)
             called = f"step {int(name):,}" if str(name).isdigit() else name
             ax.set_title(f"{called}: return {entry['returns'][0][i]:.0f}", fontsize=9)

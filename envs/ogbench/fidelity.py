@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Replay:
 
 def lines(name: Name, path: Path, dataset: OfflineDataset) -> Iterator[str]:
     """What is known of a file, a sentence each. dataset: its transitions."""
-    lengths, whole = _lengths(path), name.whole.episodes
+    lengths, whole = _lengths_of(name, path), name.whole.episodes
     if name.validation:
         whole = generation.validation_episodes(whole)
     usual = lengths == name.rows
@@ -66,6 +66,22 @@ def lines(name: Name, path: Path, dataset: OfflineDataset) -> Iterator[str]:
             f"episode {again.episode}, made again here from its seed and actions by the wheel's environment "
             f"({', '.join(here)}): {again.equal:,} of {again.rows:,} rows are equal bit for bit"
         )
+
+
+def recordings(name: Name, path: Path, dataset: OfflineDataset) -> OfflineDataset | None:
+    """The rows with the ends of the recordings alone; None where no row of them solves a task, and ends an episode."""
+    if not dataset.terminals.any():
+        return None
+    last = np.cumsum(_lengths_of(name, path) - 1) - 1
+    timeouts = np.zeros(len(dataset), np.bool_)
+    timeouts[last[(last >= 0) & (last < len(dataset))]] = True
+    return replace(dataset, terminals=np.zeros(len(dataset), np.bool_), timeouts=timeouts)
+
+
+def _lengths_of(name: Name, path: Path) -> NDArray[np.int64]:
+    """(E,) the rows of the episodes that a data set takes from a file."""
+    lengths = _lengths(path)
+    return lengths[: reading.episodes_of(name)] if name.small else lengths
 
 
 def _lengths(path: Path) -> NDArray[np.int64]:

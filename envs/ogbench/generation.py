@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -39,6 +40,10 @@ _STREAM = 0x0B
 """What of a seed's streams the episodes are drawn from."""
 _AT_ONCE = 16
 """Episodes in memory while they are joined."""
+_RATES = {True: 2500, False: 250}
+"""Rows a second that a process makes, in mazes and of arms, as measured on a core of 2 GHz."""
+_LONG = 10
+"""Minutes from which it is said what can be read instead of waiting."""
 _DECIDE = ("ogbench", "mujoco", "dm_control", "gymnasium", "numpy", "scipy")
 """The packages whose versions decide the rows."""
 
@@ -51,6 +56,19 @@ def cached_path(name: Name, episodes: int | None = None, seed: int = 0, validati
     some = "" if episodes in (None, name.episodes) else f".{episodes}-episodes"
     stem = name.dataset + some + ("" if seed == 0 else f".seed-{seed}")
     return data_directory() / "ogbench" / f"{stem}{'-val' if validation else ''}.hdf5"
+
+
+def parts_here(name: Name, least: int) -> list[tuple[int, Path]]:
+    """The files here of seed 0 that hold fewer episodes than OGBench's, `least` or more: (episodes, file), ascending.
+
+    Of a small data set and of the whole that it begins, whose first episodes are the same.
+    """
+    found = []
+    for stem in dict.fromkeys((name.dataset, name.whole.dataset)):
+        pattern = re.compile(rf"{re.escape(stem)}\.(\d+)-episodes{'-val' if name.validation else ''}\.hdf5")
+        matches = [(path, pattern.fullmatch(path.name)) for path in cached_path(name).parent.glob("*.hdf5")]
+        found += [(int(match[1]), path) for path, match in matches if match]
+    return sorted((n, path) for n, path in found if least <= n < name.whole.episodes)
 
 
 def official_folder() -> Path:
@@ -84,12 +102,14 @@ def generate(
     jobs: int | None = None,
     again: bool = False,
     quiet: bool = False,
+    instead: str = "",
 ) -> Path:
     """Rebuild a data set, training and validation, and give the training set's file, `cached_path(...)` unless given.
 
     episodes: of training, by default OGBench's number. rows: of an episode, by default OGBench's. jobs: processes, by
-    default the machine's cores. again: also where the file is there. What a kill has left is gone on from. Raises
-    UserError for data that need a trained expert, without OGBench's wheel, and where a process dies.
+    default the machine's cores. again: also where the file is there. What a kill has left is gone on from. instead: a
+    sentence on what else can be done, said where the work is for more than ten minutes. Raises UserError for data that
+    need a trained expert, without OGBench's wheel, and where a process dies.
     """
     if not name.has_oracle:
         raise UserError(
@@ -107,11 +127,11 @@ def generate(
     with alone(target, lambda: console.print(f"Waiting for another process, which is generating {target}.")):
         if target.is_file() and validation_path(target).is_file() and not again:
             return target
-        _make(name, target, episodes, rows, seed, jobs, quiet)
+        _make(name, target, episodes, rows, seed, jobs, quiet, instead)
     return target
 
 
-def _make(name: Name, target: Path, episodes: int, rows: int, seed: int, jobs: int, quiet: bool) -> None:
+def _make(name: Name, target: Path, episodes: int, rows: int, seed: int, jobs: int, quiet: bool, instead: str) -> None:
     about = {
         "dataset": name.whole.dataset,
         "rebuilt": "by diffrl, with the environments and oracles of OGBench's wheel",
@@ -135,7 +155,10 @@ def _make(name: Name, target: Path, episodes: int, rows: int, seed: int, jobs: i
     if not quiet:
         there = f", {len(wanted) - len(missing):,} of them there" if len(missing) < len(wanted) else ""
         processes = min(jobs, max(len(missing), 1))
-        console.print(f"{title}{there}, by {processes} process{'es' * (processes > 1)}.")
+        console.print(f"{title}{there}, by {processes} process{'es' * (processes > 1)}, to {target}.", markup=False)
+        minutes = len(missing) * rows / processes / _RATES[name.world.maze] / 60
+        if instead and minutes > _LONG:
+            console.print(f"That takes about {minutes:,.0f} minutes. {instead}", markup=False)
     with going_on(kept):
         if missing:
             with work(title, "rows", quiet) as on_rows:

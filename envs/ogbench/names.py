@@ -8,7 +8,7 @@ OGBench has them since its 1.2.0.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args
@@ -19,6 +19,8 @@ Timing = Literal["post", "pre"]
 """post: a row's reward and success are of s', the state after its action, as FQL was published; pre: of s."""
 SMALL = 100
 """Episodes of a small data set."""
+FIRST_EPISODES = "first_episodes"
+"""The metadata's key of a small data set that was read from a file of more episodes: how many they are of how many."""
 NAMESPACE = "ogbench/"
 """What the Gymnasium ids of our environments begin with."""
 
@@ -82,6 +84,8 @@ def _worlds() -> Iterator[World]:
 WORLDS = {world.name: world for world in _worlds()}
 """OGBench's environments of states (not of pixels) that have single tasks, by name."""
 TASKS = (1, 2, 3, 4, 5)
+_ORDER = ("small", "singletask", "task[0-9]+", "sparse", "pre", "v0", "val")
+"""The words of an id behind its kind, in their order."""
 _PATTERN = re.compile(
     r"(?P<world>\w+(-\w+)?)-(?P<kind>play|noisy|navigate|stitch|explore)(?P<small>-small)?"
     r"(?P<single>-singletask(-task(?P<task>[0-9]+))?(?P<sparse>-sparse)?(?P<pre>-pre)?)?-v0(?P<val>-val)?"
@@ -151,7 +155,7 @@ def get(text: str) -> Name:
     found = parse(text)
     if found is None:
         raise UserError(
-            f"{text!r} is no data set of OGBench's: {nearest(text, datasets())} See `diffrl data list ogbench`."
+            f"{text!r} is no data set of OGBench's: {hint(text, datasets())} See `diffrl data list ogbench`."
         )
     return found
 
@@ -198,6 +202,29 @@ def of_environment(env_id: str, kwargs: Mapping[str, Any], named: str = "") -> s
         return named
     suffix = ("-sparse" if sparse else "") + ("-pre" if given["timing"] == "pre" else "")
     return f"{name.dataset.removesuffix('-v0')}-singletask-task{task}{suffix}-v0"
+
+
+def reordered(text: str) -> str | None:
+    """The id that a text is but for the order of its words, or its -v0; None: it is none.
+
+    So is cube-single-play-singletask-small, as the small configurations are called.
+    """
+
+    def place(word: str) -> int:
+        return next((i for i, one in enumerate(_ORDER) if re.fullmatch(one, word)), -1)
+
+    words = text.split("-")
+    found = "-".join(sorted(dict.fromkeys([*words, "v0"]), key=place))
+    try:
+        return found if found != text and parse(found) is not None else None
+    except UserError:  # no such task
+        return None
+
+
+def hint(text: str, known: Iterable[str]) -> str:
+    """Half a sentence on what was meant: the same words in order, else the nearest of `known`."""
+    meant = reordered(text)
+    return nearest(text, known) if meant is None else f"did you mean {meant!r}?"
 
 
 def near(text: str) -> tuple[str, ...]:

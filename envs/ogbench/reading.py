@@ -20,7 +20,7 @@ from diffrl.data.d4rl import verify
 from diffrl.data.offline import NO_REWARDS, Bools, Floats, OfflineDataset
 from diffrl.support.errors import DataError
 from envs.ogbench import generation, worlds
-from envs.ogbench.names import TASKS, Name, of_dataset, parse
+from envs.ogbench.names import FIRST_EPISODES, TASKS, Name, of_dataset, parse
 
 COLUMNS = ("observations", "actions", "terminals", "qpos")
 _IN_WALLS = 0.01
@@ -30,15 +30,27 @@ _IN_WALLS = 0.01
 def find(name: Name, rows: int | None = None) -> Path:
     """Where a data set is, or would be: ours, else OGBench's own file, in our folder or `$OGBENCH_DATASET_DIR`, theirs.
 
-    rows: how many are wanted; where the whole is not here, a file of just the `episodes_for` them will do.
+    rows: how many are wanted; where the whole is not here, a file of the `episodes_for` them or more will do. So will,
+    for a small data set, one of the whole that it begins.
     """
     ours = generation.cached_path(name, validation=name.validation)
-    folder = generation.official_folder()
-    official = f"{name.dataset}{'-val' if name.validation else ''}.npz"
-    for path in (ours, ours.with_name(official), folder / official):
-        if path.is_file():
+    wholes = [replace(name, small=False)] if name.small else []
+    for one in (name, *wholes):
+        kept = generation.cached_path(one, validation=name.validation)
+        official = f"{one.dataset}{'-val' if name.validation else ''}.npz"
+        for path in (kept, kept.with_name(official), generation.official_folder() / official):
+            if path.is_file():
+                return path
+    episodes = name.episodes if rows is None or name.validation else episodes_for(name, rows)
+    if name.small or episodes < name.episodes:
+        for _, path in generation.parts_here(name, episodes):
             return path
-    return ours if rows is None or name.validation else generation.cached_path(name, episodes_for(name, rows))
+    return ours if episodes == name.episodes else generation.cached_path(name, episodes)
+
+
+def episodes_of(name: Name) -> int:
+    """The episodes that a data set has, of training or for validation; a file may hold more of the same."""
+    return generation.validation_episodes(name.episodes) if name.validation else name.episodes
 
 
 def episodes_for(name: Name, rows: int) -> int:
@@ -75,11 +87,14 @@ def refuse_bare(path: Path) -> None:
 
 
 def way_to_train(name: Name, path: Path, episodes: Any = None) -> str:
-    """A sentence: how to train on a file, by an id. episodes: of training that one of ours holds; None: OGBench's."""
+    """A sentence: how to train on a file, by an id. episodes: of training that one of ours holds; None: OGBench's.
+
+    Where the id reads another file that is here, the advice puts this one beside it, not over it.
+    """
     task = f"--dataset {of_dataset(name)[0]}{'-val' if name.validation else ''}"
     fewer = isinstance(episodes, int) and 0 < episodes < name.episodes
-    if fewer:
-        task += f" --rows {episodes * (name.rows - 1)}"
+    rows = episodes * (name.rows - 1) if fewer else None
+    task += "" if rows is None else f" --rows {rows}"
     place = generation.cached_path(name, episodes if fewer else None, validation=name.validation)
     where = f"at {place}"
     if not is_rebuilt(path):
@@ -89,7 +104,15 @@ def way_to_train(name: Name, path: Path, episodes: Any = None) -> str:
             place = path.absolute()
     if path.absolute() == place.absolute():
         return f"It is read by the name of a task: {task}."
-    return f"Put it {where}; then {task} reads it."
+    kept, val = find(name, rows), generation.validation_path
+    more = is_rebuilt(path) and not name.validation and val(path).is_file()
+    if is_rebuilt(path) and kept.is_file() and not kept.samefile(path):
+        beside = f", and {val(path).name} as OTHER/ogbench/{val(place).name}" if more else ""
+        return (
+            f"{task} reads another file, {kept}: leave that as it is. To train on this one, put it into another data "
+            f"directory, as OTHER/ogbench/{place.name}{beside}; with DIFFRL_DATA=OTHER, {task} reads it."
+        )
+    return f"Put it {where}{f', and {val(path).name} at {val(place)}' if more else ''}; then {task} reads it."
 
 
 def is_rebuilt(path: Path) -> bool:
@@ -147,8 +170,14 @@ def _described(name: Name, path: Path) -> dict[str, Any]:
 
 
 def _read(name: Name, path: Path, rows: int | None, infos: bool) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """The columns of a file, as far as they are needed, and what its metadata say."""
+    """The columns of a file, as far as they are needed, and what its metadata say.
+
+    Of a small data set the first episodes alone, where the file has more.
+    """
     most = None if rows is None else 2 * rows + 2  # enough, however short the episodes are
+    episodes = episodes_of(name)
+    if name.small:
+        most = min(most or episodes * name.rows, episodes * name.rows)
     with open_table(path) as table:
         columns = _columns(name, table, infos)
         metadata = table.below("metadata")
@@ -163,10 +192,16 @@ def _read(name: Name, path: Path, rows: int | None, infos: bool) -> tuple[dict[s
             raise DataError(f"{path} is a file of {str(stored)[:60]}; expected one of {name.whole.dataset}.")
         about = {key: value for key, value in about.items() if key not in ("dataset", "rows", "attempts")}
         if "targets" in about and "reached" in about:
-            targets, reached = (int(np.sum(about.pop(key))) for key in ("targets", "reached"))
+            targets, reached = (int(np.sum(np.atleast_1d(about.pop(key))[:episodes])) for key in ("targets", "reached"))
             met = f"met {reached:,} of {targets:,} targets ({reached / max(targets, 1):.1%})"
             about["oracle"] = f"reached {reached:,} goals" if name.world.maze else met
         states = {key: _float32(arrays[key], key, path) if key != "terminals" else arrays[key] for key in columns}
+        if name.small and (there := int(table.read(columns["terminals"]).astype(np.bool_).sum())) > episodes:
+            about |= {"episodes": episodes, FIRST_EPISODES: f"{episodes:,} of the {there:,} in the file"}
+            ends = np.flatnonzero(states["terminals"])[:episodes]
+            states = (
+                {key: values[: ends[-1] + 1] for key, values in states.items()} if len(ends) == episodes else states
+            )
         return states, about | ({"sha256": table.sha256} if table.sha256 else {})
 
 

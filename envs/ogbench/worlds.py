@@ -128,6 +128,14 @@ class Seeded(gymnasium.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, An
             observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, float(reward), bool(terminated), bool(truncated), info
 
+    def close(self) -> None:
+        """Close the environment, and what the wheel's arms draw with, which they leave open."""
+        inner: Any = self.env.unwrapped
+        if getattr(inner, "_renderer", None) is not None:
+            inner._renderer.close()
+            inner._renderer = None
+        super().close()
+
 
 class SparseReward(gymnasium.RewardWrapper[NDArray[np.float64], NDArray[np.float32]]):
     """QC's reward: -1 until all sub-goals are met, then 0. The wheel's is 0 exactly then."""

@@ -410,3 +410,20 @@ def test_an_unknown_environment_is_told_with_the_module_it_would_be_in(tmp_path:
             making.make_env("pt_world:Quite-v0")
     finally:
         gymnasium.registry.pop("PtWorld-v0", None)
+
+
+@pytest.mark.parametrize("verb", ["train", "online"])
+def test_discrete_actions_are_the_reason_where_an_environment_has_them(tmp_path: Path, verb: str, capsys) -> None:
+    """Not another environment: the data are CartPole's own. The same words wherever an environment is opened."""
+    rows = 40
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "cart.hdf5", "w") as file:
+        file["observations"] = rng.normal(size=(rows, 4)).astype(np.float32)
+        file["actions"] = rng.integers(0, 2, (rows, 1)).astype(np.float32)
+        file["rewards"] = np.ones(rows, np.float32)
+        file["terminals"] = np.arange(rows) % 10 == 9
+    (tmp_path / "c.yaml").write_text(f"dataset: {tmp_path / 'cart.hdf5'}\nagent: {{name: iql}}\nenv: CartPole-v1\n")
+    assert main([verb, str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The actions of CartPole-v1 are Discrete(2): discrete actions are not supported." in said
+    assert "another environment" not in said

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401 (registers the environments)
+from diffrl.commands import data_ogbench
 from diffrl.commands.data import Convert, Download, Generate, Info, ListData
 from diffrl.data import d4rl
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
 from envs.making import make_env
 from envs.ogbench import fidelity, generation, names, oracles, parts, reading, worlds
+from envs.task import find_task
 
 NAVIGATE = names.get("pointmaze-medium-navigate-v0")
 TASK = "pointmaze-medium-navigate-singletask-v0"
@@ -98,6 +100,34 @@ def test_limits_and_default_tasks_are_the_wheels() -> None:
 def test_data_sets_have_ogbenchs_sizes(text: str, episodes: int, rows: int) -> None:
     name = names.get(text)
     assert (name.episodes, name.rows) == (episodes, rows)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("cube-single-play-singletask-small-v0", "cube-single-play-small-singletask-v0"),
+        ("cube-single-play-singletask-small", "cube-single-play-small-singletask-v0"),
+        ("cube-single-play-singletask-task2-small-v0", "cube-single-play-small-singletask-task2-v0"),
+        ("scene-play-singletask-sparse-task2-v0", "scene-play-singletask-task2-sparse-v0"),
+        ("pointmaze-medium-navigate", "pointmaze-medium-navigate-v0"),
+        ("cube-single-play-val-v0", "cube-single-play-v0-val"),
+    ],
+)
+def test_an_id_whose_words_stand_in_another_order_is_told(typed: str, meant: str) -> None:
+    for look in (registry.get, names.get):
+        with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+            look(typed)
+    assert names.reordered(meant) is None
+    assert names.reordered("cube-single-play-singletask-small-task7-v0") is None
+
+
+@pytest.mark.parametrize(("pattern", "notes"), [("cube-double", 1), ("cube-double-play-v0", 1), ("cube", 1)])
+def test_the_list_says_the_same_once(pattern: str, notes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ListData(pattern).run() == 0
+    out = capsys.readouterr().out
+    assert sum(line.startswith("- ") for line in out.splitlines()) == notes
+    named = "cube-double-play-singletask-v0 and its" if pattern == "cube-double-play-v0" else "ID-singletask-v0 (ID "
+    assert named in " ".join(out.split())
 
 
 def test_an_unknown_task_or_data_set_is_named_in_one_line() -> None:
@@ -262,7 +292,7 @@ def test_the_number_of_processes_and_a_cut_change_no_bit(made: Path, tmp_path: P
 
 def test_one_process_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generation.generate(NAVIGATE, tmp_path / "a.hdf5", episodes=1, rows=5, jobs=1)
-    assert "by 1 process." in " ".join(capsys.readouterr().err.split())
+    assert f"by 1 process, to {tmp_path / 'a.hdf5'}." in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow
@@ -706,6 +736,108 @@ def test_what_was_generated_with_fewer_episodes_is_found(made: Path, capsys: pyt
     assert f"{NAVIGATE.dataset} --rows 1000" in capsys.readouterr().out
     assert Info(f"{NAVIGATE.dataset}-val").run() == 0
     assert "fewer" not in capsys.readouterr().out
+
+
+def test_info_tells_whole_recordings_of_a_task_whose_solved_rows_end_episodes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recordings' lengths and returns, in the table and the picture, and why there are more episodes."""
+    path = generation.cached_path(NAVIGATE)
+    path.parent.mkdir(parents=True)
+    shutil.copy(made, path)
+    solved = {task: marks.reshape(3, ROWS)[:, 1:] for task, marks in reading.solved_by_task(NAVIGATE, path).items()}
+    task, marks = max(solved.items(), key=lambda one: one[1].sum())
+    assert marks.any()
+    given = []
+    monkeypatch.setattr("envs.plots.plot_dataset", lambda *words: given.append(words))
+    assert Info(f"pointmaze-medium-navigate-singletask-task{task}-v0", picture=tmp_path / "a.png").run() == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "recordings: 3. A row that solves the task ends an episode" in out
+    assert f"({marks.sum()} row" in out
+    ((_, shown, _, _, per),) = given
+    assert per == "recording"
+    np.testing.assert_array_equal(shown.episode_lengths(), [ROWS - 1] * 3)
+    np.testing.assert_array_equal(shown.episode_returns(), (marks - 1.0).sum(1))
+    assert f"per recording min 25% median 75% max mean std steps {ROWS - 1}.0 {ROWS - 1}.0" in out
+    half = datasets.load_dataset(f"pointmaze-medium-navigate-singletask-task{task}-v0", rows=ROWS + 50)
+    recorded = fidelity.recordings(NAVIGATE, path, half)
+    assert recorded is None or recorded.episode_lengths().tolist() == [ROWS - 1, 51]
+
+
+SMALL = "pointmaze-medium-navigate-small-singletask-task2-v0"
+
+
+@pytest.mark.parametrize("kept", ["part", "whole", "theirs"])
+def test_a_small_set_is_read_from_a_larger_file(
+    made: Path, kept: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its first episodes, and nothing is rebuilt; it is not OGBench's whole, so that no score on it is comparable."""
+    monkeypatch.setattr(names, "SMALL", 2)
+    monkeypatch.setattr(generation, "generate", None)
+    theirs = generation.official_folder() / f"{NAVIGATE.dataset}.npz"
+    path = {"part": generation.cached_path(NAVIGATE, 3), "whole": generation.cached_path(NAVIGATE), "theirs": theirs}
+    path[kept].parent.mkdir(parents=True)
+    if kept == "theirs":
+        official(made, theirs)
+    else:
+        shutil.copy(made, path[kept])
+        shutil.copy(generation.validation_path(made), generation.validation_path(path[kept]))
+    found = datasets.load_dataset(SMALL)
+    whole = reading.load(names.get(SMALL.replace("-small", "")), made)
+    rows = 2 * (ROWS - 1)
+    assert len(found) == rows
+    for key, column in found.columns().items():
+        np.testing.assert_array_equal(column, whole.columns()[key][:rows])
+    assert found.metadata[names.FIRST_EPISODES] == "2 of the 3 in the file"
+    assert len(datasets.load_dataset(SMALL, rows=100)) == 100
+    task = find_task(SMALL, found)
+    assert task.reference == SMALL
+    assert not task.comparable
+    assert Info(SMALL).run() == 0
+    assert "2 of OGBench's 1,000 episodes" in " ".join(capsys.readouterr().out.split())
+    if kept != "theirs":
+        assert len(datasets.load_dataset("pointmaze-medium-navigate-small-v0-val")) == ROWS - 1
+
+
+def test_fewer_rows_than_are_here_are_read_and_more_are_rebuilt_with_the_choice_said(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rebuilt file is named."""
+    part = generation.cached_path(NAVIGATE, 3)
+    part.parent.mkdir(parents=True)
+    shutil.copy(made, part)
+    for rows in (100, 1000, 2500):  # of 1, 1 and 3 whole episodes
+        assert Info(TASK, rows=rows).run() == 0
+        printed = capsys.readouterr()
+        assert "Not on this machine" not in printed.out
+        assert f"path: {part}".replace(" ", "") in "".join(printed.out.split())
+        assert "Rebuilding" not in printed.err
+    monkeypatch.setattr(generation, "_LONG", 0)
+    assert len(datasets.load_dataset(TASK, rows=3500)) == 3500
+    said = " ".join(capsys.readouterr().err.split())
+    assert f", to {generation.cached_path(NAVIGATE, 4)}. That takes about 0 minutes. --rows 3000 reads the 3 ep" in said
+
+
+@pytest.mark.parametrize("there", ["nothing", "part", "whole"])
+def test_the_advice_on_another_seed_costs_no_file(made: Path, folders: Path, there: str) -> None:
+    """Whoever obeys trains on that file, and destroys none."""
+    other = generation.cached_path(NAVIGATE, 3, seed=3)
+    places = {"part": generation.cached_path(NAVIGATE, 3), "whole": generation.cached_path(NAVIGATE)}
+    other.parent.mkdir(parents=True)
+    for target in (other, *([places[there]] if there in places else [])):
+        shutil.copy(made, target)
+        shutil.copy(generation.validation_path(made), generation.validation_path(target))
+    said = data_ogbench.use(NAVIGATE.dataset, other, 3)
+    place = generation.cached_path(NAVIGATE, 3)
+    if there == "nothing":
+        assert said == (
+            f"Put it at {place}, and {generation.validation_path(other).name} at {generation.validation_path(place)}; "
+            f"then --dataset {TASK} --rows 3000 reads it."
+        )
+        return
+    assert f"reads another file, {places[there]}: leave that as it is." in said
+    assert f"put it into another data directory, as OTHER/ogbench/{place.name}, and {other.stem}-val.hdf5 as" in said
+    assert said.endswith(f"with DIFFRL_DATA=OTHER, --dataset {TASK} --rows 3000 reads it.")
 
 
 def test_the_command_line_lists_generates_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +12,26 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from diffrl.cli import main
 from diffrl.runs import render as video
 from diffrl.runs.render import BACKENDS, choose_opengl, labelled, needs_opengl, render, steps_a_second, works
 from diffrl.support.errors import UserError
+from diffrl.support.plots import ORANGE
+from diffrl.support.stopping import Interrupted
 from envs import registry
 from envs.task import Task
 from tests.runs.made_runs import MAZE, PENDULUM, SIZES, made_run, small
 
 SHORT = dataclasses.replace(MAZE, max_episode_steps=20)
 HOPPER = Task("Hopper-v4", {}, None, False, max_episode_steps=12)
+CUBE = Task("ogbench/cube-single-v0", {"task": 2}, None, False, max_episode_steps=6)
+POINT = Task("ogbench/pointmaze-medium-v0", {"task": 1}, None, False, max_episode_steps=20)
+SIZES["ogbench/pointmaze-medium-v0"] = (2, 2)
 SIZES["Hopper-v4"] = (11, 3)
+SIZES["ogbench/cube-single-v0"] = (28, 5)
 
 
 def pictures(path: Path) -> np.ndarray:
@@ -119,6 +128,67 @@ def test_time_is_the_environments_own(
         assert image.info["duration"] == milliseconds
 
 
+def drawn_levels(
+    tmp_path: Path, monkeypatch: Any, made: type[Drawn] = Drawn, given: dict[str, Any] | None = None, **options: Any
+) -> tuple[list[int], int]:
+    """The steps whose pictures a video of such an environment has, and the milliseconds of each."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setitem(SIZES, "Drawn-v0", (3, 1))
+    gymnasium.register("Drawn-v0", made)
+    try:
+        task = Task("Drawn-v0", given or {}, None, False, max_episode_steps=10)
+        run = made_run(tmp_path / "run", small("bc"), task)
+        render(run, tmp_path / "a.gif", seeds=(3,), **{"quiet": True, **options})
+    finally:
+        del gymnasium.registry["Drawn-v0"]
+        if (tmp_path / "a.gif").exists():
+            found = [round(picture[30, 10].mean() / 30) for picture in pictures(tmp_path / "a.gif")]
+            with Image.open(tmp_path / "a.gif") as image:
+                milliseconds = int(image.info["duration"])
+    return found, milliseconds
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "milliseconds"),
+    [
+        ({"every": 4}, [0, 4, 6], 400),  # time is the environment's
+        ({"every": 2, "fps": 20}, [0, 2, 4, 6], 50),  # the user's
+        ({"every": 1}, [0, 1, 2, 3, 4, 5, 6], 100),
+        ({"max_episode_steps": 3}, [0, 1, 2, 3], 100),
+    ],
+)
+def test_steps_are_left_out_and_episodes_shortened_as_is_asked(
+    options: dict[str, Any], steps: list[int], milliseconds: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    assert drawn_levels(tmp_path, monkeypatch, given={"dt": 0.1}, **options) == (steps, milliseconds)
+
+
+def test_of_slow_pictures_fewer_are_drawn_which_is_said(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As few as patience asks for, but some of each episode; the speed of time stays."""
+    monkeypatch.setattr(video, "_PATIENCE", 1e-9)
+    monkeypatch.setattr(video, "_FEWEST", 3)  # of ten steps
+    assert drawn_levels(tmp_path, monkeypatch, given={"dt": 0.1}, quiet=False) == ([0, 3, 6], 300)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "so one step of 3 is drawn; time is as fast as ever. --every 1 draws more of them" in said
+
+
+class Impatient(Drawn):
+    """Ctrl-C in its third step."""
+
+    def step(self, action: np.ndarray) -> Any:
+        if self._step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(action)
+
+
+def test_a_stop_keeps_what_is_drawn(tmp_path: Path, monkeypatch: Any) -> None:
+    with pytest.raises(Interrupted, match=r"^Stopped\. 4 pictures are kept: .*a\.gif shows what was drawn so far\.$"):
+        drawn_levels(tmp_path, monkeypatch, Impatient, episodes=2)
+    assert [round(picture[30, 10].mean() / 30) for picture in pictures(tmp_path / "a.gif")] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("benchmark", "needs", "per_second"),
     [
@@ -135,6 +205,19 @@ def test_the_simulators_time_is_known(benchmark: str, needs: str, per_second: fl
     env = Task(found.env_id, dict(found.env_kwargs), None, False).make()
     assert steps_a_second(env) == pytest.approx(per_second, rel=1e-12)
     env.close()
+
+
+def test_ogbenchs_ball_is_drawn_from_above_with_its_way(tmp_path: Path, monkeypatch: Any) -> None:
+    """Without OpenGL: its own pictures need it, and take most of a second. The way grows from picture to picture."""
+    pytest.importorskip("ogbench")
+    monkeypatch.setattr(video, "works", lambda backend: False)
+    found = pictures(render(made_run(tmp_path / "run", small("bc"), POINT), tmp_path / "a.gif", seeds=(3,), quiet=True))
+    assert len(found) == 21
+    orange = (np.abs(found[:, 20:].astype(int) - [round(255 * part) for part in to_rgb(ORANGE)]).sum(-1) < 60).sum(
+        (1, 2)
+    )
+    assert orange[0] == 0
+    assert orange[-1] > 20
 
 
 def test_an_mp4_has_the_same_pictures_as_a_gif(maze: Path, tmp_path: Path) -> None:
@@ -219,6 +302,24 @@ class Careless(Drawn):
     metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
 
 
+class Empty(Careless):
+    """Takes the mode, does not name it, and draws nothing."""
+
+    def render(self) -> Any:
+        return None
+
+
+class Bare(Careless):
+    """Takes the mode, and has no render()."""
+
+    render = gymnasium.Env.render
+
+
+def test_an_environment_that_draws_without_naming_the_mode_is_drawn(tmp_path: Path, monkeypatch: Any) -> None:
+    """As OGBench's cubes, scenes and puzzles."""
+    assert drawn_levels(tmp_path, monkeypatch, Careless)[0] == [0, 1, 2, 3, 4, 5, 6]
+
+
 NO_MODE = r"it has no render_mode that gives them \(rgb_array\)\. An environment of your own takes render_mode as"
 
 
@@ -226,7 +327,8 @@ NO_MODE = r"it has no render_mode that gives them \(rgb_array\)\. An environment
     ("made", "words"),
     [
         (Blind, NO_MODE),
-        (Careless, NO_MODE),
+        (Empty, r"its render\(\) gives none\. An environment of your own"),
+        (Bare, r"its render\(\) gives none\. An environment of your own"),
         (Closed, "it cannot be made with render_mode='rgb_array', though it names that mode"),
     ],
 )
@@ -248,7 +350,9 @@ def test_an_environment_without_pictures_is_a_sentence_on_pictures(
     assert not (tmp_path / "a.gif").exists()
 
 
-@pytest.mark.parametrize("given", [{"fps": 0}, {"fps": -5}, {"episodes": 0}, {"seeds": ()}])
+@pytest.mark.parametrize(
+    "given", [{"fps": 0}, {"fps": -5}, {"episodes": 0}, {"seeds": ()}, {"every": 0}, {"max_episode_steps": 0}]
+)
 def test_a_video_of_nothing_is_a_sentence(maze: Path, tmp_path: Path, given: dict[str, Any]) -> None:
     """From Python, where no option's range has been looked at."""
     with pytest.raises(UserError, match=rf"^{next(iter(given))} is -?\d; expected at least 1\.$"):
@@ -258,7 +362,7 @@ def test_a_video_of_nothing_is_a_sentence(maze: Path, tmp_path: Path, given: dic
 
 def test_opengl_is_asked_for_where_it_is_needed(monkeypatch: Any) -> None:
     """What works first is taken; what the user has chosen is kept; where nothing works, what to install is said."""
-    assert [needs_opengl(task) for task in (MAZE, PENDULUM, HOPPER)] == [False, False, True]
+    assert [needs_opengl(task) for task in (MAZE, POINT, PENDULUM, HOPPER)] == [False, False, False, True]
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(video, "works", lambda backend: False)
     assert choose_opengl(MAZE) is None
@@ -273,9 +377,12 @@ def test_opengl_is_asked_for_where_it_is_needed(monkeypatch: Any) -> None:
 
 
 @pytest.mark.slow
-def test_mujoco_draws_off_the_screen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", [HOPPER, CUBE], ids=["hopper", "cube"])
+def test_mujoco_draws_off_the_screen(task: Task, tmp_path: Path) -> None:
     """By each of the ways that this machine has, in a process of its own, where MuJoCo comes after the choice."""
-    run = made_run(tmp_path / "run", small("bc"), HOPPER)
+    if task is CUBE:
+        pytest.importorskip("ogbench")
+    run = made_run(tmp_path / "run", small("bc"), task)
     found = [backend for backend in BACKENDS if works(backend)]
     if not found:
         pytest.skip("neither EGL nor OSMesa works on this machine")

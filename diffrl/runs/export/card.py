@@ -121,7 +121,7 @@ def _untrained_from(run: Run) -> str:
     """The configuration whose agents an online run began with, untrained, as its command names it; else ""."""
     name = str((run.settings or {}).get("offline_run", "")) if run.kind == ONLINE else ""
     # A run's folder may be gone by now, so what the name was is told by the name.
-    configures = name.endswith((".yaml", ".yml")) or name in configuration.shipped()
+    configures = name.endswith((".yaml", ".yml")) or configuration.ships(name)
     return str(without_paths(name)) if configures and not Path(name).is_dir() else ""
 
 
@@ -328,7 +328,7 @@ def _began(facts: Facts) -> str:
     """What a run that is not offline began with, a sentence or two."""
     run = facts.run
     if configured := _untrained_from(run):
-        whose = "" if configured in configuration.shipped() else ", a file of whoever trained it"
+        whose = "" if configuration.ships(configured) else ", a file of whoever trained it"
         return f"It began untrained, from the configuration `{configured}`{whose}."
     if run.kind != DISTIL:
         return "It started from another run, RUN, whose own command is not recorded here."
