@@ -21,6 +21,7 @@ from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.files import address_of, alone, data_directory, path_of
+from diffrl.support.folder import say_once
 from diffrl.support.remote import local_file
 from envs import registry
 from envs.fetching import DownloadError, fetch
@@ -185,6 +186,21 @@ def called(dataset: str) -> str:
     """A data set's name as results show it: of an address, or a path that begins at a root, what it ends in."""
     path = path_of(dataset).expanduser()
     return path.name if path.is_absolute() or address_of(dataset) is not None else dataset
+
+
+def load_known(name: str, digest: str, rows: int | None = None, progress: bool = True) -> OfflineDataset:
+    """`load_dataset` without a limit of actions, for a run on data whose `fingerprint` was `digest`.
+
+    Where an id is read otherwise than when the run began, and the data of then are theirs, these. Else the data as they
+    are now, whatever their fingerprint.
+    """
+    dataset = load_dataset(name, rows, progress, action_limit=None)
+    if (before := ogbench.as_before(name)) is not None and d4rl.fingerprint(dataset) != digest:
+        of_then = load_dataset(before, rows, progress, action_limit=None)
+        if d4rl.fingerprint(of_then) == digest:
+            say_once(f"{name} is read as {before}, as this run has known it: see `diffrl data info {before}`.")
+            return of_then
+    return dataset
 
 
 def load_dataset(

@@ -57,6 +57,8 @@ class Benchmark:
     """Whether `diffrl data generate` rebuilds the data set here, without a download."""
     minari: str | None = None
     """A Minari data set of the same kind (not the same data), for when D4RL's host is down."""
+    ours_alone: bool = False
+    """Whether its rows are read as nobody else reads them, so that scores are compared with none."""
     scored_by: Literal["return", "success"] = "return"
     """What a score is made of: the return, normalised by the references, or the share of episodes that succeed."""
 
@@ -269,11 +271,20 @@ def _of_ogbench(benchmark_id: str, name: ogbench.Name) -> Benchmark:
         env_kwargs=kwargs,
         max_episode_steps=world.max_episode_steps,
         domain=world.name,
-        note=f"OGBench's data, {oracle}. Scores are success x100; rewards and success are timed `{name.timing}`.",
+        note=f"OGBench's data, {oracle}. Scores are success x100; {_when(name)}.",
         env_extra="ogbench",
         generated=name.has_oracle,
         scored_by="success",
+        ours_alone=name.after,
     )
+
+
+def _when(name: ogbench.Name) -> str:
+    """When rewards and success of a task are told, in data and environment, in words: see `envs.ogbench.names`."""
+    data, env = ("after" if later else "before" for later in (name.after, name.timing == "post"))
+    as_in = {"pre": "OGBench since 1.2.0", "post": "OGBench to 1.1.5, and so in FQL"}[name.timing]
+    whose = "ours alone" if name.after else f"as in {as_in}"
+    return f"rewards and success are of the state {data} an action in the data, {env} it in the environment, {whose}"
 
 
 @cache

@@ -272,7 +272,7 @@ def task_of(name: str, metadata: Mapping[str, Any], **asked: Unpack[Asked]) -> T
     task = base.within(changed)
     if benchmark is not None and benchmark.has_scores:
         comparable = env_id == own and asked.get("rows") is None and changed is spec
-        comparable &= "rebuilt" not in metadata and FIRST_EPISODES not in metadata
+        comparable &= "rebuilt" not in metadata and FIRST_EPISODES not in metadata and not benchmark.ours_alone
         return replace(task, reference=benchmark.id, comparable=comparable)
     if minari is not None and minari.fits(env_id, task.env_kwargs):
         return replace(task, reference=minari.reference)

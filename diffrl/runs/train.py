@@ -36,7 +36,7 @@ from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, plus_minu
 from diffrl.training.loop import DivergedError, Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
-from envs.datasets import FILE_SUFFIXES, called, load_dataset, whereabouts
+from envs.datasets import FILE_SUFFIXES, called, load_dataset, load_known, whereabouts
 from envs.rows import first_rows
 from envs.task import Task, benchmark_family, capped, data_limit, open_task, score_word
 
@@ -290,7 +290,7 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
             console.print(equal)
         if kind == "score" and run.task.scored_by_success:
             timing = run.task.env_kwargs.get("timing", "post")
-            timed = f"Success and rewards are timed `{timing}`"
+            timed = f"Success is timed `{timing}`"
             where = "" if scores.about["comparable"] else ", on data that are rebuilt, not OGBench's own, or in part"
             console.print(f"{timed}{where}: say so with the number.")
         elif kind == "score" and not run.task.faithful:
@@ -388,7 +388,7 @@ def same_data(run: Run, quiet: bool, now_at: str | None = None) -> OfflineDatase
     stored = run.config.dataset
     name = now_at or stored
     try:
-        dataset = load_dataset(name, rows=run.config.rows, progress=not quiet, action_limit=None)
+        dataset = load_known(name, run.fingerprint, rows=run.config.rows, progress=not quiet)
         dataset = without_goal(dataset, run.observation_size)
     except UserError as error:
         where = "" if now_at else f" {run.path / 'config.yaml'} says that the run's data are {stored}."

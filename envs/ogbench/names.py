@@ -1,8 +1,12 @@
 """What OGBench's ids mean: `cube-single-play-v0` is a data set, `cube-single-play-singletask-task2-v0` a task of it.
 
-NAME-KIND[-small][-singletask[-taskK][-sparse][-pre]]-v0[-val]. `val` is the validation set. Ours are: `small`, the
-first 100 episodes; `sparse`, QC's reward of -1 until all is done; `pre`, rewards of the state before the action, as
-OGBench has them since its 1.2.0.
+NAME-KIND[-small][-singletask[-taskK][-sparse][-pre|-post]]-v0[-val]. `val` is the validation set. Ours are: `small`,
+the first 100 episodes; `sparse`, QC's reward of -1 until all is done; and when rewards and success are told.
+
+Of a row (s, a, s') OGBench's reader has always taken the reward and the success of s. Its environment took those of s'
+up to 1.1.5, with which FQL and QC were published, and takes those of s since 1.2.0. So an id without a suffix is what
+they were published on, the data's of s and the environment's of s'; `-pre` is 1.2.0's, both of s; with `-post`, ours
+alone, both are of s'.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any, Literal, get_args
 from diffrl.support.errors import UserError, nearest
 
 Timing = Literal["post", "pre"]
-"""post: a row's reward and success are of s', the state after its action, as FQL was published; pre: of s."""
+"""When an environment tells reward and success: post, of s', the state after the action; pre, of s."""
 SMALL = 100
 """Episodes of a small data set."""
 FIRST_EPISODES = "first_episodes"
@@ -75,7 +79,7 @@ def _worlds() -> Iterator[World]:
     tables = [("cube-single", 200, 2, 1000), ("cube-double", 500, 2, 1000), ("cube-triple", 1000, 2, 3000)]
     tables += [("cube-quadruple", 1000, 2, 5000), ("scene", 750, 2, 1000)]
     tables += [("puzzle-3x3", 500, 4, 1000), ("puzzle-4x4", 500, 4, 1000)]
-    tables += [("puzzle-4x5", 1000, 4, 3000), ("puzzle-4x6", 1000, 4, 5000)]
+    tables += [("puzzle-4x5", 1000, 2, 3000), ("puzzle-4x6", 1000, 2, 5000)]
     for name, steps, task, episodes in tables:
         kinds = {"play": (episodes, 1001), "noisy": (episodes, 1001)}
         yield mazes(name, steps, task, kinds, False)
@@ -88,7 +92,7 @@ _ORDER = ("small", "singletask", "task[0-9]+", "sparse", "pre", "v0", "val")
 """The words of an id behind its kind, in their order."""
 _PATTERN = re.compile(
     r"(?P<world>\w+(-\w+)?)-(?P<kind>play|noisy|navigate|stitch|explore)(?P<small>-small)?"
-    r"(?P<single>-singletask(-task(?P<task>[0-9]+))?(?P<sparse>-sparse)?(?P<pre>-pre)?)?-v0(?P<val>-val)?"
+    r"(?P<single>-singletask(-task(?P<task>[0-9]+))?(?P<sparse>-sparse)?(-(?P<timing>pre|post))?)?-v0(?P<val>-val)?"
 )
 
 
@@ -103,8 +107,11 @@ class Name:
     """The task whose rewards the rows have; None: none, the id is that of the data set."""
     sparse: bool = False
     timing: Timing = "post"
+    """Of the environment."""
     validation: bool = False
     """Whether it is the validation set."""
+    after: bool = False
+    """Whether the data's rewards are of s' as well, which OGBench's reader never has."""
 
     @property
     def dataset(self) -> str:
@@ -130,7 +137,7 @@ class Name:
     @property
     def whole(self) -> Name:
         """The data set that this one is a part or a task of, as OGBench has it."""
-        return replace(self, small=False, task=None, sparse=False, timing="post", validation=False)
+        return replace(self, small=False, task=None, sparse=False, timing="post", validation=False, after=False)
 
 
 def parse(text: str) -> Name | None:
@@ -146,8 +153,18 @@ def parse(text: str) -> Name | None:
             raise UserError(f"{text!r}: {world.name} has no task {task}; expected task1 to task{TASKS[-1]}.")
     if match["sparse"] and world.maze:
         raise UserError(f"{text!r}: the rewards of {world.name} are sparse already; leave `-sparse` out.")
-    timing: Timing = "pre" if match["pre"] else "post"
-    return Name(world, match["kind"], bool(match["small"]), task, bool(match["sparse"]), timing, bool(match["val"]))
+    timing: Timing = "pre" if match["timing"] == "pre" else "post"
+    small, sparse, validation = (bool(match[part]) for part in ("small", "sparse", "val"))
+    return Name(world, match["kind"], small, task, sparse, timing, validation, after=match["timing"] == "post")
+
+
+def as_before(text: str) -> str | None:
+    """The id by which data are read now that an id without a timing meant up to version 0.2.0; None: it is another."""
+    name = parse(text)
+    if name is None or name.task is None or name.timing == "pre" or name.after:
+        return None
+    head, tail = text.rsplit("-v0", 1)
+    return f"{head}-post-v0{tail}"
 
 
 def get(text: str) -> Name:

@@ -142,7 +142,7 @@ def load(name: Name, path: Path, rows: int | None = None, infos: bool = False) -
         _check_world(name, path, states, env)
         relabelled = _labels(name, states, env)
     following = np.flatnonzero(kept) + 1
-    of = np.flatnonzero(kept) if name.timing == "pre" else following
+    of = following if name.after else np.flatnonzero(kept)
     solved, rewards = relabelled[0][of], relabelled[1][of]
     dataset = OfflineDataset(
         observations=states["observations"][kept],
@@ -164,9 +164,9 @@ def _described(name: Name, path: Path) -> dict[str, Any]:
     kind = "rebuilt here, not OGBench's own file" if is_rebuilt(path) else "OGBench's layout, as found"
     if name.task is None:
         return {"data": kind, NO_REWARDS: f"those are of a task, {of_dataset(name)[0]} and its task1 to task5"}
-    after = "after the action, as FQL was published" if name.timing == "post" else "before it, as OGBench 1.2.0 has it"
+    when = "after the action, as no reader of OGBench's" if name.after else "before the action, as OGBench's reader"
     sparse = ", sparse" if name.sparse else ""
-    return {"data": kind, "rewards": f"task {name.task}{sparse}, timing {name.timing}: of the state {after}"}
+    return {"data": kind, "rewards": f"task {name.task}{sparse}, of the state {when} has them"}
 
 
 def _read(name: Name, path: Path, rows: int | None, infos: bool) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -77,8 +77,13 @@ def test_limits_and_default_tasks_are_the_wheels() -> None:
     for world in names.WORLDS.values():
         theirs = gymnasium.registry[f"{world.name}-singletask-v0"]
         assert theirs.max_episode_steps == world.max_episode_steps == gymnasium.registry[world.env_id].max_episode_steps
-    with closing(worlds.make_task("pointmaze-medium")) as env:
-        assert env.unwrapped._reward_task_id == names.WORLDS["pointmaze-medium"].default_task
+
+
+@pytest.mark.parametrize("world", [*names.WORLDS])
+def test_the_default_task_is_the_wheels(world: str) -> None:
+    """Of every world: puzzles have two."""
+    with closing(worlds.make_task(world)) as env:
+        assert env.unwrapped._reward_task_id == names.WORLDS[world].default_task
 
 
 @pytest.mark.parametrize(
@@ -195,11 +200,10 @@ def test_relabelled_rewards_are_those_that_the_environment_gives(tmp_path: Path,
     arrays = {key: np.asarray(values, np.float32) for key, values in rows.items()}
     path = tmp_path / "one.npz"
     np.savez(path, **arrays, terminals=np.arange(len(rows["qpos"])) == len(rows["qpos"]) - 1)
-    suffix = "-pre" if timing == "pre" else ""
-    dataset = reading.load(names.get(f"pointmaze-medium-navigate-singletask-task3{suffix}-v0"), path)
+    dataset = reading.load(names.get(f"pointmaze-medium-navigate-singletask-task3-{timing}-v0"), path)
     np.testing.assert_array_equal(dataset.rewards, np.float32(rewards))
     np.testing.assert_array_equal(dataset.terminals, successes)
-    assert timing in dataset.metadata["rewards"]
+    assert ("after the action" if timing == "post" else "before the action") in dataset.metadata["rewards"]
     assert (dataset.rewards[0], dataset.rewards[-1]) == (-1, 0)
 
 
@@ -454,8 +458,9 @@ def test_a_data_set_of_an_expert_is_by_file_only(capsys: pytest.CaptureFixture[s
 # Reading
 
 
-def test_ours_is_read_as_the_wheel_reads_it(made: Path, tmp_path: Path) -> None:
-    """`ogbench.make_env_and_datasets` on the same rows: its timing is `pre`."""
+@pytest.mark.parametrize("timing", ["", "-pre"])
+def test_ours_is_read_as_the_wheel_reads_it(timing: str, made: Path, tmp_path: Path) -> None:
+    """`ogbench.make_env_and_datasets` on the same rows, whose rewards are of s, whenever the environment tells them."""
     worlds.require_wheel()
     import ogbench
 
@@ -465,23 +470,51 @@ def test_ours_is_read_as_the_wheel_reads_it(made: Path, tmp_path: Path) -> None:
         "pointmaze-medium-navigate-singletask-task5-v0", dataset_path=str(path), dataset_only=True,
         cur_env=gymnasium.make("pointmaze-medium-singletask-task5-v0"),
     )[0]  # fmt: skip
-    ours = reading.load(names.get("pointmaze-medium-navigate-singletask-task5-pre-v0"), made)
+    ours = reading.load(names.get(f"pointmaze-medium-navigate-singletask-task5{timing}-v0"), made)
     assert len(ours) == 3 * (ROWS - 1)
     for key in ("observations", "actions", "rewards", "next_observations"):
         np.testing.assert_array_equal(getattr(ours, key), theirs[key])
     np.testing.assert_array_equal(ours.terminals, theirs["masks"] == 0)
     np.testing.assert_array_equal(ours.timeouts | ours.terminals, (theirs["terminals"] == 1) | ours.terminals)
     np.testing.assert_array_equal(
-        ours.head(100).rewards, reading.load(names.get(TASK.replace("task-", "task-task5-pre-")), made, 100).rewards
+        ours.head(100).rewards,
+        reading.load(names.get(TASK.replace("task-", f"task-task5{timing}-")), made, 100).rewards,
     )
 
 
 def test_the_two_timings_are_one_row_apart(made: Path) -> None:
-    post = reading.load(names.get("pointmaze-medium-navigate-singletask-task2-v0"), made)
+    post = reading.load(names.get("pointmaze-medium-navigate-singletask-task2-post-v0"), made)
     pre = reading.load(names.get("pointmaze-medium-navigate-singletask-task2-pre-v0"), made)
     for start in range(0, len(post), ROWS - 1):
         one, other = (dataset.rewards[start : start + ROWS - 1] for dataset in (post, pre))
         np.testing.assert_array_equal(one[:-1], other[1:])
+
+
+def test_a_run_of_before_goes_on_with_the_rewards_that_it_has_known(
+    made: Path, folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of s', which an id without a timing meant up to 0.2.0; any other fingerprint is left to the caller."""
+    ours = generation.cached_path(NAVIGATE)
+    ours.parent.mkdir(parents=True)
+    shutil.copy(made, ours)
+    tasks = names.of_dataset(NAVIGATE)
+    task = next(task for task in tasks if (reading.load(names.get(task), made).rewards == 0).any())
+    now, before = (datasets.load_dataset(name) for name in (task, task.replace("-v0", "-post-v0")))
+    assert (now.rewards != before.rewards).any()
+    capsys.readouterr()
+    known = datasets.load_known(task, d4rl.fingerprint(before))
+    np.testing.assert_array_equal(known.rewards, before.rewards)
+    assert f"{task} is read as {task.replace('-v0', '-post-v0')}" in capsys.readouterr().err
+    for digest in (d4rl.fingerprint(now), "of other data"):
+        np.testing.assert_array_equal(datasets.load_known(task, digest).rewards, now.rewards)
+    assert not capsys.readouterr().err
+    few = datasets.load_dataset(known.metadata["dataset"], 100)
+    np.testing.assert_array_equal(datasets.load_known(task, d4rl.fingerprint(few), 100).rewards, few.rewards)
+    for name in ("pointmaze-medium-navigate-v0", TASK.replace("-v0", "-pre-v0"), "hopper-medium-v2"):
+        assert names.as_before(name) is None
+    assert (
+        names.as_before("cube-single-play-singletask-task1-v0-val") == "cube-single-play-singletask-task1-post-v0-val"
+    )
 
 
 def test_ogbenchs_own_file_is_found_and_is_comparable(made: Path, folders: Path) -> None:
@@ -491,6 +524,8 @@ def test_ogbenchs_own_file_is_found_and_is_comparable(made: Path, folders: Path)
     dataset = datasets.load_dataset(TASK)
     np.testing.assert_array_equal(dataset.rewards, reading.load(names.get(TASK), made).rewards)
     assert find_task(TASK, dataset).comparable
+    after = TASK.replace("-v0", "-post-v0")
+    assert not find_task(after, datasets.load_dataset(after)).comparable  # which nobody else reads so
     ours = generation.cached_path(NAVIGATE)
     ours.parent.mkdir(parents=True)
     shutil.copy(made, ours)
@@ -708,7 +743,7 @@ def test_info_says_how_the_file_is_known_to_be_the_same(made: Path, capsys: pyte
     assert "Rebuilt, not OGBench's own file" in out
     assert "3 of OGBench's 1,000 episodes; 0 have its 1,001 rows" in out
     assert f"{ROWS} of {ROWS} rows are equal bit for bit" in out
-    assert "timing post" in out
+    assert "of the state before an action in the data, after it in the environment, as in OGBench to 1.1.5" in out
     dataset, solved = reading.load(names.get(TASK), path), reading.solved_by_task(NAVIGATE, path)
     assert f"task 1 {solved[1].mean():.2%}" in out
     assert dataset.terminals.sum() == solved[1].reshape(3, ROWS)[:, 1:].sum()

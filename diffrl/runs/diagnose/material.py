@@ -21,7 +21,7 @@ from diffrl.runs.train import taken_by
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
-from envs.datasets import load_dataset, locate
+from envs.datasets import load_dataset, load_known, locate
 
 PER_STATE = 32
 """Actions of a state where policies are compared state by state."""
@@ -122,14 +122,12 @@ def choose_rows(
     fit, or have too few rows, in `held_out` too few that are new.
     """
     config = run.config
+    dataset = load_known(config.dataset, run.fingerprint, config.rows, progress=not quiet)
     whole = None
     if held_out is None and config.rows is not None and locate(config.dataset).exists:
-        whole = load_dataset(config.dataset, progress=not quiet, action_limit=None)
+        whole = load_dataset(dataset.metadata["dataset"], progress=not quiet, action_limit=None)
         whole = without_goal(whole, run.observation_size)
-        dataset = whole.head(config.rows)
-    else:
-        dataset = load_dataset(config.dataset, rows=config.rows, progress=not quiet, action_limit=None)
-        dataset = without_goal(dataset, run.observation_size)
+    dataset = without_goal(dataset, run.observation_size)
     if fingerprint(dataset) != run.fingerprint:
         raise UserError(
             f"The data set {config.dataset} is not the one that {run.path} was trained on: its contents have changed. "
