@@ -190,7 +190,9 @@ def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: s
 
 
 def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) -> list[str]:
-    """What is to be known of policies that are shown, each a sentence: that they are untrained, that best says nothing.
+    """What is to be known of policies that are shown, each a sentence.
+
+    That they are untrained, that their critics choose wrongly, that best says nothing.
 
     which: last, best or a step, as it was asked for. steps: the checkpoint that this is of each seed shown. starts:
     whether another run starts from them; then where a trained policy is found is said, too.
@@ -202,6 +204,8 @@ def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) ->
         trained = [step for step in checkpoint.steps(run.path) if not run.untrained(step)]
         how = f"`diffrl resume {run.path} --steps N` trains it further"
         found = [f"{untrained} {f'--start-checkpoint {trained[-1]} names a trained one' if trained else how}."]
+    if run.wrong_critics:
+        found.append(run.wrong_critics)
     if which == "best" and (equal := Scores(run.path, {}).all_equal()):
         found.append(equal)
     return found
@@ -280,6 +284,8 @@ def load_policy(
         check_is(run, opened.agent.seeds[0], opened.step, seed, which)
         return Policy(opened.agent, opened.preprocessing, noise_seed, opened.parts)
     of_run = Run.read(run).within(env, (), None)
+    if of_run.wrong_critics:
+        say_once(f"{of_run.path}: {of_run.wrong_critics}")
     agent = load_agent(of_run, of_run.config.seeds[0] if seed is None else seed, str(which), device)
     return Policy(agent, of_run.preprocessing, noise_seed, of_run.task.parts)
 
