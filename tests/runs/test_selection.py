@@ -14,7 +14,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from agents import IQL, TD3BC, DiffusionBC
+import diffrl
+from agents import IQL, TD3BC, ConsistencyAC, DiffusionBC, ReBRAC
 from diffrl.cli import main
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
@@ -91,6 +92,30 @@ def test_rewards_that_training_tuned_are_turned_back(tmp_path: Path) -> None:
     assert abs(float(found[CRITICS][0]) - 1) < 0.1
     assert abs(plain) < 0.1
     assert math.isnan(float(found[FQE][0]))
+
+
+def test_critics_whose_targets_are_normalised_value_nothing(tmp_path: Path) -> None:
+    """Their Q is in no unit: the same run without q_norm is evaluated; which one is not is said."""
+    config = ConsistencyAC(**SIZE)
+    for q_norm in (False, True):
+        path = trained_run(tmp_path / f"{q_norm}", dataclasses.replace(config, q_norm=q_norm), (0,))
+        found, said = estimates(Policies.of_runs([path]).all, FQEConfig(steps=0), quiet=True)
+        assert math.isnan(float(found[CRITICS][0])) == q_norm
+        sentence = f"Not evaluated by critics: {path} normalises their targets, and their Q has no unit."
+        assert said == ([sentence] if q_norm else [])
+
+
+def test_a_run_that_has_learned_from_other_data_is_compared_by_no_criterion(tmp_path: Path) -> None:
+    """Of an online run the cloning loss is of other rows, too."""
+    offline = trained_run(tmp_path / "offline", ReBRAC(**SIZE), (0,))
+    gone_on = diffrl.online(offline, out=tmp_path / "online", warm_up=2, steps=4, eval_every=4, log_every=2, quiet=True)
+    policies = Policies.of_runs([offline, gone_on]).all
+    found, said = estimates(policies, FQEConfig(steps=2, rows=50), quiet=True)
+    online = [policy.run == gone_on for policy in policies]
+    assert not math.isnan(cloning_loss(policies[online.index(True)]))
+    for values in found.values():
+        assert np.isnan(values).tolist() == online
+    assert any("whose policy has learned from other data too" in sentence for sentence in said)
 
 
 def test_estimates_repeat_and_a_policys_do_not_depend_on_the_others(runs: Path) -> None:
