@@ -37,6 +37,7 @@ from diffrl.support.schema import held, read, refuse_others
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import SINGLE, estimate
 from diffrl.training import checkpoint
+from diffrl.training.logs import UNCHANGED
 from diffrl.tuning import distil_config
 from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, student_map, teacher_of
 from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
@@ -195,7 +196,7 @@ def _fit(
             capture=run.config.capture,
             on_close=evaluator.close,
         )
-        scores = fit(run, agent, trainer, observer, saved, {"distil": origin})
+        scores = fit(run, agent, trainer, observer, saved, {"distil": origin, UNCHANGED: 0})
         rows = compare_calls(run, agent, teacher, learner.teacher, transitions, quiet)
         folder.write_json(run.path / RESULT, {"settings": settings.to_dict(), "rows": [r.to_dict() for r in rows]})
         _plot(run, rows, settings)

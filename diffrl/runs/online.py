@@ -26,6 +26,7 @@ from diffrl.runs.kind import FILES, ONLINE, refuse_online, refuse_segments, untr
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
+from diffrl.runs.unchanged import tell_unchanged
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
@@ -34,6 +35,7 @@ from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
+from diffrl.training.logs import UNCHANGED
 from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
 from diffrl.tuning.target import untrained_critics
@@ -176,8 +178,11 @@ def _fit(
     quiet: bool,
     saved: checkpoint.Checkpoint | None = None,
 ) -> Path:
-    origin = {"online": {"offline_run": str(settings.offline_run), "start_steps": list(settings.start_steps)}}
+    origin: dict[str, Any] = {"online": {"offline_run": str(settings.offline_run)}}
+    origin["online"]["start_steps"] = list(settings.start_steps)
+    origin[UNCHANGED] = settings.warm_up
     with watched(run, _title(run, settings, len(transitions)), quiet, saved) as observer:
+        tell_unchanged(run, observer.message)
         trainer = _trainer(run, settings, agent, transitions, observer.message)
         scores = fit(run, agent, trainer, observer, saved, origin)
     return finished(run, scores, quiet)

@@ -14,6 +14,7 @@ from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import By
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
+from diffrl.runs.unchanged import unchanged_until
 from diffrl.support.errors import UserError, joined
 from diffrl.support.failure import error_of
 from diffrl.support.folder import IMAGES
@@ -98,7 +99,8 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
         agent = names[one.path]
         if units.setdefault(one.task, one.unit) != one.unit:
             raise UserError(f"{one.path} has {one.unit}s on {one.task}, other runs have not: they do not compare.")
-        minutes = minutes_of(Path(one.path))
+        minutes, unchanged = minutes_of(Path(one.path)), unchanged_until(one.run)
+        learned = any(entry["step"] > unchanged for entry in one.scores["evaluations"])
         for i, seed in enumerate(one.seeds):
             owner = owners.setdefault((one.task, agent, seed), one.path)
             for entry in one.scores["evaluations"]:
@@ -110,6 +112,7 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
                     minutes.get(entry["step"], math.nan),
                     float(entry.get("score", entry["mean_return"])[i]),
                     one.path,
+                    not learned or entry["step"] > unchanged,
                 )
                 if owner != one.path:
                     raise UserError(twice(row, owner, one.path))
@@ -358,7 +361,7 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
         if last < wanted:
             begins = "The" if wholly(one.run) else "Not finished: the"
             notes.append(Note(one.path, f"{begins} last evaluation is at step {last:,} of {wanted:,}."))
-        own = logs.Scores(Path(one.path), {})
+        own = logs.Scores(Path(one.path), {logs.UNCHANGED: unchanged_until(one.run)})
         for which, step in (("last", last), ("best", min(own.best_steps()))):
             if untrained := one.run.untrained(step):
                 notes.append(Note(one.path, f"Its {which} evaluation is at step {step:,}. {untrained}"))
