@@ -62,14 +62,14 @@ def run(arguments: Sequence[str]) -> int:
     if resume.asked(words):
         return resume.spelled(words, online=True)
     given = parse(Online, flag_values(words), "diffrl online", description=USAGE)
-    from diffrl.runs.kind import FILES, refuse_online, refuse_segments, require_checkpoint, untrained_at
+    from diffrl.runs.kind import FILES, refuse_offline_agent, refuse_online, require_checkpoint, untrained_at
 
     # What raises, before torch is imported: first what no other option would help.
     untrained = untrained_at(given.run_folder)
     if untrained is None:
         refuse_online(given.run_folder)
     else:
-        refuse_segments(untrained.agent, str(given.run_folder))
+        refuse_offline_agent(untrained.agent, str(given.run_folder))
     default = ONLINE_STEPS if untrained is None else untrained.steps
     given.learning.refuse_steps(default if given.run.steps is None else given.run.steps)
     if untrained is None:

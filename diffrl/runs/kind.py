@@ -85,7 +85,7 @@ def refuse_online(path: Path | str) -> None:
         raise UserError(
             f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
         )
-    refuse_segments(agent_of(path), str(path))
+    refuse_offline_agent(agent_of(path), str(path))
     refuse_frozen(path)
 
 
@@ -95,13 +95,24 @@ def environment_of(path: Path | str) -> str | None:
     return task.get("env_id") if isinstance(task, dict) else None
 
 
-def refuse_segments(agent: AgentConfig, what: str) -> None:
-    """Raise UserError where the agent of a run or configuration, called `what`, cannot learn from single steps."""
+def refuse_offline_agent(agent: AgentConfig, what: str) -> None:
+    """Raise UserError where the agent of a run or configuration, called `what`, cannot learn in its environment."""
     if not agent.stepwise:
-        where = "another agent" if agent.policy_kind == "planner" else "--agent.chunk 1 and --agent.n-step 1"
+        planner = agent.policy_kind == "planner"
+        given = "whole segments of data"
+        if not planner:
+            chunk = getattr(agent, "chunk", 1)
+            given = f"chunks of {chunk} actions" if chunk > 1 else f"returns of {getattr(agent, 'n_step', 1)} steps"
+        where = "another agent" if planner else "--agent.chunk 1 and --agent.n-step 1"
         raise UserError(
-            f"{what} is of the agent {agent.name}, which as it is set learns from whole segments of data: it cannot go "
-            f"on from single steps in its environment. Start from a run of {where}."
+            f"{what} is of the agent {agent.name}, which as it is set learns from {given}: it cannot go on "
+            f"from single steps in its environment. Start from a run of {where}."
+        )
+    if not agent.learns_from_rewards:
+        raise UserError(
+            f"{what} is of the agent {agent.name}, which clones actions and never looks at a reward: in its "
+            "environment it would learn to repeat itself. Fine-tune its policy (`diffrl finetune policy`), where it is "
+            "a diffusion, or start from a run of an agent that learns from rewards, such as diffusion_ql."
         )
 
 

@@ -22,7 +22,7 @@ from diffrl.runs.config import (
     RunOptions,
     TrainConfig,
 )
-from diffrl.runs.kind import FILES, ONLINE, refuse_online, refuse_segments, untrained_at
+from diffrl.runs.kind import FILES, ONLINE, refuse_offline_agent, refuse_online, untrained_at
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
@@ -96,7 +96,7 @@ def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: R
             f"--start-checkpoint {settings.start_checkpoint} is of an offline run, and {settings.offline_run} is a "
             "configuration, whose agents start untrained: leave it out, or give a run's folder."
         )
-    refuse_segments(config.agent, str(settings.offline_run))
+    refuse_offline_agent(config.agent, str(settings.offline_run))
     options = _with_steps(options, settings, config.steps, config.eval_every)
     config = dataclasses.replace(config, agent=config.agent.going_online())
     new, device = _here(config, options)

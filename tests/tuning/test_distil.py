@@ -409,6 +409,9 @@ def test_an_untrained_start_is_named(
     start: str, cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At step 0 a policy is as it was made; at its last checkpoint it is not, and that is named."""
+    if start == "online":  # which cloning does not
+        fields: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
+        cloned = target_run(tmp_path / "start", DiffusionQL(**SMALL), **fields)
     last = checkpoint.steps(cloned)[-1]
     named = f"At step 0 the policy that acts is untrained: as it was made. --start-checkpoint {last} names a trained"
     for which, told in (("0", True), ("last", False)):
