@@ -19,7 +19,7 @@ def unchanged_until(run: Run) -> int:
         return run.config.agent.untrained_steps
     settings = run.settings or {}
     if run.kind == ONLINE:
-        return held(settings.get("warm_up", OnlineConfig.warm_up), Natural, f"warm_up in {run.path / SETTINGS}")
+        return int(held(settings.get("warm_up", OnlineConfig.warm_up), Natural, f"warm_up in {run.path / SETTINGS}"))
     if run.kind not in tuning.ALGORITHMS:
         return 0
     return tuning.critic_alone(tuning.from_dict(settings, str(run.path)))

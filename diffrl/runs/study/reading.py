@@ -24,6 +24,7 @@ from diffrl.training.logs import read_scores
 from diffrl.tuning.distil_config import DISTIL
 from envs import registry
 from envs.datasets import called
+from envs.ogbench import names as ogbench
 from envs.task import benchmark_family
 
 _NOT_SETTINGS = (
@@ -83,6 +84,7 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
         more = f" {len(left_out) - 1} more could not be used." if len(left_out) > 1 else ""
         why = left_out[0].removeprefix("Left out: ") if left_out else "No folder was given."
         raise UserError(f"No run has scores to report. {why}{more}")
+    read = _default_tasks_joined(read)
     environments = _environments(read)
     if by == "environment":
         read, notes = _by_environment(read, environments)
@@ -207,6 +209,22 @@ def _settings(run: Run) -> dict[str, Any]:
 
     add("", tree)
     return flat
+
+
+def _default_tasks_joined(read: Sequence[_Read]) -> list[_Read]:
+    """The runs, with one name for a task of OGBench's that they call by two, its number and the default task's."""
+    names: dict[str, set[str]] = {}
+    for one in read:
+        with contextlib.suppress(UserError):
+            if (meant := ogbench.parse(one.run.config.dataset)) is not None:
+                names.setdefault(repr(meant), set()).add(one.run.config.dataset)
+    shorter = {name: min(alike, key=len) for alike in names.values() for name in alike}
+
+    def renamed(one: _Read) -> _Read:
+        config = dataclasses.replace(one.run.config, dataset=shorter[one.run.config.dataset])
+        return dataclasses.replace(one, run=dataclasses.replace(one.run, config=config), task=task_name(config))
+
+    return [renamed(one) if one.run.config.dataset in shorter else one for one in read]
 
 
 def _environments(read: Sequence[_Read]) -> dict[str, str]:
