@@ -85,6 +85,14 @@ class Run:
         return str(teacher.get("name", "")) if isinstance(teacher, Mapping) else ""
 
     @property
+    def agent_name(self) -> str:
+        """What its agent is called: with the kind of its run, or of a student with its teacher's agent."""
+        name = self.config.agent.name
+        if self.teacher:
+            return f"{name}, distilled from {self.teacher}"
+        return name if self.kind == OFFLINE else f"{name} {self.kind}"
+
+    @property
     def wrong_critics(self) -> str:
         """A sentence where critics that are not the functions they were trained as choose among the actions; else "".
 

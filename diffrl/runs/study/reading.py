@@ -168,15 +168,7 @@ def _read(folder: str) -> _Read:
     seeds = list(run.config.seeds)
     if len(scores["evaluations"][0]["returns"]) != len(seeds):
         raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")
-    return _Read(folder, run, task_name(run.config), _agent(run), _settings(run), seeds, scores)
-
-
-def _agent(run: Run) -> str:
-    """What a run's agent is called: with the kind of its run, or of a student with its teacher's agent."""
-    name = run.config.agent.name
-    if run.teacher:
-        return f"{name}, distilled from {run.teacher}"
-    return name if run.kind == OFFLINE else f"{name} {run.kind}"
+    return _Read(folder, run, task_name(run.config), run.agent_name, _settings(run), seeds, scores)
 
 
 def task_name(config: TrainConfig) -> str:
