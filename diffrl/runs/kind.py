@@ -68,6 +68,19 @@ def of_images(path: Path, kind: str) -> UserError:
     )
 
 
+OF_CONFIGURATION = ("dataset", "env", "rows", "agent")
+"""What may be changed of a configuration whose agents start untrained in their environment; a run's is its own."""
+
+
+def refuse_beside(given: Sequence[str], path: Path | str) -> None:
+    """Raise UserError where anything of `OF_CONFIGURATION` is given to a run, which goes on with its own."""
+    if given:
+        raise UserError(
+            f"{given[0].partition('=')[0]} is for a configuration, whose agents start untrained; {path} is a run, and "
+            "goes on with its own data, environment and agent: leave it out."
+        )
+
+
 def require_checkpoint(path: Path | str, which: str) -> None:
     """Raise UserError where a run has no checkpoint that is called so, last, best, or a step; or none at all."""
     known = steps(local_folder(path))
