@@ -39,6 +39,7 @@ from diffrl.support.statistics import SINGLE, estimate
 from diffrl.training import checkpoint
 from diffrl.training.logs import UNCHANGED
 from diffrl.tuning import distil_config
+from diffrl.tuning.config import tenth
 from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, student_map, teacher_of
 from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
 from diffrl.tuning.owned import OwningTrainer
@@ -76,7 +77,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
         )
     start = Run.read(settings.start_run).within(None, asked.env_kwargs, asked.max_episode_steps)
     steps = distil_config.STEPS if asked.steps is None else asked.steps
-    eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
+    eval_every = tenth(steps) if asked.eval_every is None else asked.eval_every
     device = resolve_device(asked.device or start.config.device)
     asked = dataclasses.replace(asked, steps=steps, eval_every=eval_every, device=device)
     config = asked.applied(start.config)

@@ -71,7 +71,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     start = _start(settings).within(None, asked.env_kwargs, asked.max_episode_steps)
     tuning.refuse_idle(settings, start.config.agent, asked.log_every)
     steps = default_steps(settings) if asked.steps is None else asked.steps
-    eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
+    eval_every = tuning.tenth(steps) if asked.eval_every is None else asked.eval_every
     log_every = asked.log_every
     if isinstance(settings, ActingConfig) and acts(settings):
         tuning.refuse_steps(settings, steps)

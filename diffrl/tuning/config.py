@@ -387,6 +387,11 @@ def default_steps(config: TuningConfig) -> int:
     return DEFAULT_STEPS[config.algo]
 
 
+def tenth(steps: int) -> int:
+    """The steps between evaluations by default: a tenth of the run's, rounded up, so that there are ten at most."""
+    return math.ceil(steps / 10)
+
+
 def to_dict(config: TuningConfig) -> dict[str, Any]:
     """The configuration as a run's folder holds it, with the algorithm's name among its fields."""
     plain = {"algo": config.algo, **dataclasses.asdict(config), "start_run": str(config.start_run)}
