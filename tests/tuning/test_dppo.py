@@ -277,8 +277,10 @@ def test_a_frozen_start_is_loaded_with_the_policy(cloned: Path, tmp_path: Path) 
     assert diffrl.load_policy(run)(np.zeros(1, np.float32)).shape == (2,)
     with pytest.raises(UserError, match="a second time"):
         tuned(run, tmp_path / "again")
+    valued = target_run(tmp_path / "ql", DiffusionQL(**SMALL), steps=2, eval_every=2, seeds=(0,))
+    frozen = tuned(valued, tmp_path / "frozen", tuned_steps=2, steps=80)
     with pytest.raises(UserError, match="a second time"):
-        diffrl.online(run, out=tmp_path / "online", steps=20, warm_up=0)
+        diffrl.online(frozen, out=tmp_path / "online", steps=20, warm_up=0)
 
 
 def test_diffusion_ql_is_tuned_as_a_policy_alone(tmp_path: Path) -> None:
