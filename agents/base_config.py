@@ -141,3 +141,8 @@ class CriticConfig(AgentConfig):
     critic_layer_norm: bool = False
     """Layer normalisation in the critics, which bounds their values at states that the data lack. Of the papers here
     ReBRAC's and those with flows have it."""
+
+    @property
+    def q_in_rewards(self) -> bool:
+        """Whether the critics' values are in the unit of the rewards that the agent is trained on."""
+        return True

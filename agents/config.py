@@ -296,6 +296,12 @@ class ConsistencyAC(QWeightedConfig):
         low, high = (0.02, 5.0) if self.form == "angular" else (0.002, 80.0)
         return low if self.sigma_min is None else self.sigma_min, high if self.sigma_max is None else self.sigma_max
 
+    @property
+    @override
+    def q_in_rewards(self) -> bool:
+        """Not under `q_norm`, whose Q has no fixed scale."""
+        return not self.q_norm
+
     @override
     def implementation(self) -> type[Agent]:
         from agents.consistency_ac import ConsistencyACAgent

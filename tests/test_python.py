@@ -1,11 +1,14 @@
 """What a user of the Python interface sees: names, and a sentence for an argument of another type."""
 
+import re
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 import diffrl
+from diffrl import cli
 from diffrl.augment.flow_to_better.augmenter import flow_to_better
 from diffrl.augment.synther.augmenter import synther
 from diffrl.runs.distil import distil
@@ -53,3 +56,18 @@ def test_an_image_run_takes_a_configuration_of_its_own() -> None:
         finetune("draft")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="config is 'run'; expected an instance of ImageDistilConfig"):
         distil_images("run")  # type: ignore[arg-type]
+
+
+def test_the_first_page_names_the_functions_that_import_diffrl_has() -> None:
+    page = " ".join((Path(__file__).parents[1] / "docs/index.md").read_text().split())
+    named = re.search(r"`import diffrl` has (.*?)\.", page)
+    assert named
+    functions = {name for name in diffrl.__all__ if not isinstance(getattr(diffrl, name), type)}
+    assert set(re.findall(r"`(\w+)`", named[1])) == functions
+
+
+def test_every_verb_of_the_command_line_is_on_the_first_page_a_function_or_a_command_alone() -> None:
+    page = (Path(__file__).parents[1] / "docs/index.md").read_text()
+    page = page[page.index("## In Python") : page.index("## The next steps")]
+    verbs = set(cli.VERBS) - {"augment", "finetune"}  # of which there are several each
+    assert {verb for verb in verbs if not re.search(rf"\b{verb}\b", page)} == set()

@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a policy's run, and what there is of a run of an image model before anything is looked at."""
     path = tmp_path_factory.mktemp("words")
     made_run(path / "bc", small("bc"), PENDULUM)
+    made_run(path / "iql", small("iql"), PENDULUM)
     for name, kind in (("img", "images"), ("student", "images-distil")):
         (path / name / "checkpoints" / "000000001").mkdir(parents=True)
         (path / name / "run.json").write_text(json.dumps({"kind": kind}))
@@ -66,7 +67,8 @@ REFUSED = [
     ("finetune policy bc", "The agent bc has no diffusion chain"),
     ("distil bc", "The agent bc does not act by a diffusion or flow policy alone"),
     ("train --agent bc --dataset maze2d-umaze-v1 --out bc", "bc holds a run already"),
-    ("online bc --out bc", "bc holds a run already"),
+    ("online iql --out bc", "bc holds a run already"),
+    ("online bc", "bc is of the agent bc, which clones actions and never looks at a reward"),
     ("distil tiny-emoji --out img", "img holds a run already"),
     ("finetune --algo draft --reward jpeg", "draft needs a reward with a gradient, and jpeg has none"),
     ("finetune --algo refl --data digits --reward emoji+", "--reward 'emoji+'"),
@@ -84,7 +86,7 @@ REFUSED = [
     ("finetune --reward hps:there.hdf5", "--reward 'hps:there.hdf5': 'there.hdf5' is no folder"),
     ("finetune --reward classifier:nowhere#cat", "'nowhere' is no folder; expected a model's folder, or a hub id"),
     ("finetune --reward richhf:img#much", "--reward 'richhf:img#much': what follows '#' is the weight of artifacts"),
-    ("online bc --steps 5000", "--steps is 5000, and the first 5000 only collect (--warm-up)"),
+    ("online iql --steps 5000", "--steps is 5000, and the first 5000 only collect (--warm-up)"),
     ("online rlpd/maze2d-umaze-v1-small --steps 10 --warm-up 10", "--steps is 10, and the first 10 only collect"),
     ("resume bc --steps 1", "steps already, more than the 1 step asked for: give a larger --steps"),
     ("train diffusion_ql/maze2d-umaze-v1-small --step 10", "no option --step: did you mean --steps?"),

@@ -83,7 +83,7 @@ _SUMMARY = {
 
 def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
     """What gives the parser of each verb its options."""
-    from diffrl.commands import augment, data, online, resume, sweep
+    from diffrl.commands import augment, data, resume, sweep
     from diffrl.commands.compare import Compare
     from diffrl.commands.diagnose import Diagnose
     from diffrl.commands.distil import Distil
@@ -97,7 +97,6 @@ def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
     schemas: dict[str, type] = {
         "resume": resume.Resume,
         "sweep": sweep.Sweep,
-        "online": online.Online,
         "evaluate": Evaluate,
         "render": Render,
         "export": Export,
@@ -112,6 +111,7 @@ def _verbs() -> Mapping[str, Callable[[ArgumentParser], None]]:
     return {
         **{name: partial(_fill, found=[schema]) for name, schema in schemas.items()},
         "train": _train,
+        "online": _online,
         "finetune": _finetune,
         "data": partial(_nest, verbs=data.VERBS),
         "augment": partial(_nest, verbs=augment.VERBS),
@@ -128,6 +128,20 @@ def _train(parser: ArgumentParser) -> None:
         with contextlib.suppress(UserError):  # of a package, whose defaults are refused: `diffrl doctor` says so
             default = TrainConfig(dataset="", agent=agents.get(name)())
             _fill(parser, [TrainConfig], default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _online(parser: ArgumentParser) -> None:
+    import agents
+    from diffrl.commands.online import Online, of_configuration
+    from diffrl.runs.config import TrainConfig
+
+    _fill(parser, [Online])
+    for name in agents.installed():
+        with contextlib.suppress(UserError):
+            default = TrainConfig(dataset="", agent=agents.get(name)())
+            if default.agent.stepwise and default.agent.learns_from_rewards:
+                how: dict[str, Any] = {"default": default, "config": (tyro.conf.AvoidSubcommands,)}
+                _fill(parser, [TrainConfig], of_configuration, **how)
 
 
 def _finetune(parser: ArgumentParser) -> None:
@@ -148,14 +162,21 @@ def _nest(parser: ArgumentParser, verbs: Mapping[str, type]) -> None:
         _fill(below.add_parser(name, add_help=False, help=summary), [schema])
 
 
-def _fill(parser: ArgumentParser, found: Iterable[Any], **how: Any) -> None:
-    """Add to a parser the options that these schemas have and it has not, and their choices. how: as for `tyro.cli`."""
+def _fill(
+    parser: ArgumentParser, found: Iterable[Any], wanted: Callable[[str], bool] = lambda option: True, **how: Any
+) -> None:
+    """Add to a parser the options that these schemas have and it has not, and their choices.
+
+    wanted: which options to add, by name. how: as for `tyro.cli`.
+    """
     for schema in found:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # nothing else gives the options of a schema
             made = tyro.extras.get_parser(schema, **how)
         there = {word: action for action in parser._actions for word in (*action.option_strings, action.dest)}
         for action in made._actions:
+            if not wanted(action.option_strings[0] if action.option_strings else action.dest):
+                continue
             action.choices = action.choices and [word for word in action.choices if word != "None"]
             known = next((there[word] for word in (*action.option_strings, action.dest) if word in there), None)
             if known is None:

@@ -32,7 +32,7 @@ USAGE = """Distil a run's diffusion or flow policy into one that acts in one net
 Makes a run of its own, of the agent consistency_ac or bfn, which `diffrl evaluate` and `load_policy` take like any
 other. At its end stand a table and a picture: score, and distance to the teacher's actions, against network calls.
 Teachers: {teachers}. The critics of a teacher go on choosing among the student's actions where the student's agent
-chooses alike (consistency: of diffusion_ql, edp, idql; reflow: of ifql, bfn); else the policy acts alone."""
+chooses alike (consistency: of diffusion_ql, edp; reflow: of ifql, bfn); else the policy acts alone."""
 
 
 @dataclass(frozen=True)

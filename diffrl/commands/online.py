@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, Suppress
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, Suppress
 
 from diffrl.commands import resume
 from diffrl.commands.words import flag_values, parse
-from diffrl.runs.config import ONLINE_STEPS, OnlineConfig, RunOptions
+from diffrl.runs.config import ONLINE_STEPS, OnlineConfig, RunOptions, TrainConfig
+from diffrl.runs.kind import (
+    FILES,
+    OF_CONFIGURATION,
+    refuse_beside,
+    refuse_offline_agent,
+    refuse_online,
+    require_checkpoint,
+    untrained_at,
+)
 from diffrl.support import folder
 
 USAGE = """Go on from an offline run in its environment: act, keep what happens, learn from it.
@@ -22,6 +31,9 @@ USAGE = """Go on from an offline run in its environment: act, keep what happens,
   diffrl online runs/NAME --synthetic-share 0.5 --updates-per-step 20    half of each batch generated (SynthER)
   diffrl online rlpd/maze2d-umaze-v1 --updates-per-step 20    without an offline run: a configuration's agent starts
                                                      untrained, half of each batch its data (RLPD)
+  diffrl online rlpd/maze2d-umaze-v1 --dataset rollouts.hdf5 --env Hopper-v4 --agent.actor-every 4
+                                                     the same on a file of yours: of a configuration --dataset, --env,
+                                                     --rows and --agent.NAME are as in `diffrl train CONFIG --help`
   diffrl resume runs/ONLINE [--steps N]              go on with an online run
 
 Makes a run of its own, which `diffrl evaluate` and `load_policy` take like any other. Its steps are the environment's;
@@ -61,15 +73,19 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)
     if resume.asked(words):
         return resume.spelled(words, online=True)
+    beside = _beside(words)
     given = parse(Online, flag_values(words), "diffrl online", description=USAGE)
-    from diffrl.runs.kind import FILES, refuse_online, refuse_segments, require_checkpoint, untrained_at
 
     # What raises, before torch is imported: first what no other option would help.
-    untrained = untrained_at(given.run_folder)
+    untrained, changed = untrained_at(given.run_folder), {}
     if untrained is None:
         refuse_online(given.run_folder)
+        refuse_beside(beside, given.run_folder)
     else:
-        refuse_segments(untrained.agent, str(given.run_folder))
+        if beside:
+            untrained = parse(TrainConfig, beside, "diffrl online", default=untrained, config=(AvoidSubcommands,))
+            changed = {name: getattr(untrained, name) for name in OF_CONFIGURATION}
+        refuse_offline_agent(untrained.agent, str(given.run_folder))
     default = ONLINE_STEPS if untrained is None else untrained.steps
     given.learning.refuse_steps(default if given.run.steps is None else given.run.steps)
     if untrained is None:
@@ -79,5 +95,26 @@ def run(arguments: Sequence[str]) -> int:
 
     fields = {f.name: getattr(given.learning, f.name) for f in dataclasses.fields(OnlineConfig)}
     options = {f.name: getattr(given.run, f.name) for f in dataclasses.fields(RunOptions)}
-    online(given.run_folder, OnlineConfig(**fields), **options)
+    online(given.run_folder, OnlineConfig(**fields), **options, **changed)
     return 0
+
+
+def of_configuration(option: str) -> bool:
+    """Whether an option changes a configuration whose agents start untrained: its data, environment or agent."""
+    return option.startswith("--agent.") or option in {f"--{name}" for name in OF_CONFIGURATION if name != "agent"}
+
+
+def _beside(words: list[str]) -> list[str]:
+    """Take out of the words the options of a configuration's data, environment and agent, with their values."""
+    taken: list[str] = []
+    i = 1 if words and not words[0].startswith("-") else 0
+    while i < len(words):
+        if not of_configuration(words[i].partition("=")[0]):
+            i += 1
+            continue
+        end = i + 1
+        while end < len(words) and not words[end].startswith("--"):
+            end += 1
+        taken += words[i:end]
+        del words[i:end]
+    return taken

@@ -21,7 +21,7 @@ class Select:
       diffrl select --csv episodes.csv                 scores of others: columns task, agent, seed, episode, score
 
     Online: a bandit (UCB) over the policies, as Jackson et al. 2025 evaluate offline algorithms. It shows the score of
-    the policy that is the best so far, against the online episodes spent: what an algorithm is worth to somebody who
+    the policy that is taken for the best, against the online episodes spent: what an algorithm is worth to one who
     can afford so many. Settings and seeds of one algorithm are its policies. The episodes are those that the runs have
     recorded; nothing is run again.
 

@@ -295,7 +295,8 @@ def _called(rolled: Sequence[Rolled]) -> tuple[list[str], list[str], str]:
     """What runs are called on the page; beside each other, with their agents where a name hides one; what all share."""
     whole = [one.name for one in rolled]
     names, shared = apart(whole)
-    return names, with_agents(names, whole, [one.run.config.agent.name for one in rolled], AGENTS), shared
+    words = [name.replace("-", " ") for name in whole]  # diffusion_ql-dppo-DATA tells of diffusion_ql dppo
+    return names, with_agents(names, words, [one.run.agent_name for one in rolled], AGENTS), shared
 
 
 def _one_task(runs: Sequence[Run], places: Sequence[str]) -> Task:
@@ -417,7 +418,7 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
     names, labels, shared = _called(rolled)
     for one, name, label in zip(rolled, names, labels, strict=True):
         config, scores = one.run.config, _scored(one, task)
-        about = f"{config.agent.name}, seeds {', '.join(map(str, config.seeds))}, steps {_steps(one.steps)}"
+        about = f"{one.run.agent_name}, seeds {', '.join(map(str, config.seeds))}, steps {_steps(one.steps)}"
         about = ". ".join([about, *one.remarks])
         rows.append(
             f"<tr><td><b>{breakable(name)}</b><br>{html.escape(about)}</td>"

@@ -199,7 +199,7 @@ class OnlineConfig:
     """First environment steps, without training: a batch is not to repeat one episode (RLPD and WSRL have 5,000)."""
     exploration: NotNegative = 0.0
     """Deviation of Gaussian noise on the actions taken, in units of half their range. Agents that draw their actions
-    need none; those whose actions are fixed by the state (bc, td3_bc, rebrac, iql) need some, say 0.1."""
+    need none; those whose actions are fixed by the state (td3_bc, rebrac, iql) need some, say 0.1."""
     synthetic_share: Share = 0.0
     """Share of each batch that SynthER generates (arXiv 2303.06614: half); 0: none. The rest is real, of which
     keep_offline says how much is offline; the models are fitted to that mixture."""

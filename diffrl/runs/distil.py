@@ -37,7 +37,9 @@ from diffrl.support.schema import held, read, refuse_others
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import SINGLE, estimate
 from diffrl.training import checkpoint
+from diffrl.training.logs import UNCHANGED
 from diffrl.tuning import distil_config
+from diffrl.tuning.config import tenth
 from diffrl.tuning.distil import DistilLearner, Map, Teacher, keep_critics, student_map, teacher_of
 from diffrl.tuning.distil_config import DISTIL, DistilConfig, keeps_critics, student_config
 from diffrl.tuning.owned import OwningTrainer
@@ -75,7 +77,7 @@ def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Pa
         )
     start = Run.read(settings.start_run).within(None, asked.env_kwargs, asked.max_episode_steps)
     steps = distil_config.STEPS if asked.steps is None else asked.steps
-    eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
+    eval_every = tenth(steps) if asked.eval_every is None else asked.eval_every
     device = resolve_device(asked.device or start.config.device)
     asked = dataclasses.replace(asked, steps=steps, eval_every=eval_every, device=device)
     config = asked.applied(start.config)
@@ -195,7 +197,7 @@ def _fit(
             capture=run.config.capture,
             on_close=evaluator.close,
         )
-        scores = fit(run, agent, trainer, observer, saved, {"distil": origin})
+        scores = fit(run, agent, trainer, observer, saved, {"distil": origin, UNCHANGED: 0})
         rows = compare_calls(run, agent, teacher, learner.teacher, transitions, quiet)
         folder.write_json(run.path / RESULT, {"settings": settings.to_dict(), "rows": [r.to_dict() for r in rows]})
         _plot(run, rows, settings)

@@ -68,6 +68,19 @@ def of_images(path: Path, kind: str) -> UserError:
     )
 
 
+OF_CONFIGURATION = ("dataset", "env", "rows", "agent")
+"""What may be changed of a configuration whose agents start untrained in their environment; a run's is its own."""
+
+
+def refuse_beside(given: Sequence[str], path: Path | str) -> None:
+    """Raise UserError where anything of `OF_CONFIGURATION` is given to a run, which goes on with its own."""
+    if given:
+        raise UserError(
+            f"{given[0].partition('=')[0]} is for a configuration, whose agents start untrained; {path} is a run, and "
+            "goes on with its own data, environment and agent: leave it out."
+        )
+
+
 def require_checkpoint(path: Path | str, which: str) -> None:
     """Raise UserError where a run has no checkpoint that is called so, last, best, or a step; or none at all."""
     known = steps(local_folder(path))
@@ -85,7 +98,7 @@ def refuse_online(path: Path | str) -> None:
         raise UserError(
             f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."
         )
-    refuse_segments(agent_of(path), str(path))
+    refuse_offline_agent(agent_of(path), str(path))
     refuse_frozen(path)
 
 
@@ -95,13 +108,24 @@ def environment_of(path: Path | str) -> str | None:
     return task.get("env_id") if isinstance(task, dict) else None
 
 
-def refuse_segments(agent: AgentConfig, what: str) -> None:
-    """Raise UserError where the agent of a run or configuration, called `what`, cannot learn from single steps."""
+def refuse_offline_agent(agent: AgentConfig, what: str) -> None:
+    """Raise UserError where the agent of a run or configuration, called `what`, cannot learn in its environment."""
     if not agent.stepwise:
-        where = "another agent" if agent.policy_kind == "planner" else "--agent.chunk 1 and --agent.n-step 1"
+        planner = agent.policy_kind == "planner"
+        given = "whole segments of data"
+        if not planner:
+            chunk = getattr(agent, "chunk", 1)
+            given = f"chunks of {chunk} actions" if chunk > 1 else f"returns of {getattr(agent, 'n_step', 1)} steps"
+        where = "another agent" if planner else "--agent.chunk 1 and --agent.n-step 1"
         raise UserError(
-            f"{what} is of the agent {agent.name}, which as it is set learns from whole segments of data: it cannot go "
-            f"on from single steps in its environment. Start from a run of {where}."
+            f"{what} is of the agent {agent.name}, which as it is set learns from {given}: it cannot go on "
+            f"from single steps in its environment. Start from a run of {where}."
+        )
+    if not agent.learns_from_rewards:
+        raise UserError(
+            f"{what} is of the agent {agent.name}, which clones actions and never looks at a reward: in its "
+            "environment it would learn to repeat itself. Fine-tune its policy (`diffrl finetune policy`), where it is "
+            "a diffusion, or start from a run of an agent that learns from rewards, such as diffusion_ql."
         )
 
 

@@ -21,11 +21,21 @@ from diffrl.runs.config import (
     OnlineConfig,
     RunOptions,
     TrainConfig,
+    meant,
 )
-from diffrl.runs.kind import FILES, ONLINE, refuse_online, refuse_segments, untrained_at
+from diffrl.runs.kind import (
+    FILES,
+    OF_CONFIGURATION,
+    ONLINE,
+    refuse_beside,
+    refuse_offline_agent,
+    refuse_online,
+    untrained_at,
+)
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
+from diffrl.runs.unchanged import tell_unchanged
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
@@ -34,6 +44,7 @@ from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
+from diffrl.training.logs import UNCHANGED
 from diffrl.training.online import ENTROPY, Collector, OnlineTrainer
 from diffrl.training.stack import StackTrainer
 from diffrl.tuning.target import untrained_critics
@@ -49,17 +60,21 @@ def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool 
     one, whose agents start untrained and whose data are the offline ones (RLPD, arXiv 2302.02948). config: how it
     learns, by default as `OnlineConfig` says. overrides: fields of `OnlineConfig`, and of `RunOptions`: steps (of the
     environment, by default 100,000, of a configuration its own), out, seeds, eval_every, eval_episodes, log_every,
-    device, compile. Each seed has its own networks and optimisers, in an environment of its own. Such a run goes on by
-    `resume`, and its step 0 is the agent that it starts with.
+    device, compile; of a configuration also dataset, env, rows and agent={...}, as for `diffrl.train`.
+
+    Each seed has its own networks and optimisers, in an environment of its own. Such a run goes on by `resume`, and its
+    step 0 is the agent that it starts with.
     """
     held(config, OnlineConfig | None, "config")
+    beside = {name: overrides.pop(name) for name in OF_CONFIGURATION if name in overrides}
     refuse_others(overrides, "an online run", OnlineConfig, RunOptions)
     options = RunOptions(**_own(overrides, RunOptions))
     settings = OnlineConfig(Path(path)) if config is None else config
     settings = dataclasses.replace(settings, offline_run=Path(path), **_own(overrides, OnlineConfig))
     untrained = untrained_at(path)
     if untrained is not None:
-        return _online_from_nothing(untrained, settings, options, quiet)
+        return _online_from_nothing(meant(untrained, beside)[0], settings, options, quiet)
+    refuse_beside([*beside], path)
     offline = _offline(Path(path)).within(None, options.env_kwargs, options.max_episode_steps)
     options = _with_steps(options, settings, ONLINE_STEPS, ONLINE_EVAL_EVERY)
     old = dataclasses.replace(offline.config, agent=offline.config.agent.going_online())
@@ -94,7 +109,7 @@ def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: R
             f"--start-checkpoint {settings.start_checkpoint} is of an offline run, and {settings.offline_run} is a "
             "configuration, whose agents start untrained: leave it out, or give a run's folder."
         )
-    refuse_segments(config.agent, str(settings.offline_run))
+    refuse_offline_agent(config.agent, str(settings.offline_run))
     options = _with_steps(options, settings, config.steps, config.eval_every)
     config = dataclasses.replace(config, agent=config.agent.going_online())
     new, device = _here(config, options)
@@ -103,7 +118,8 @@ def _online_from_nothing(config: TrainConfig, settings: OnlineConfig, options: R
         run, dataset, transitions = begun(new, device, folder, quiet)
         if run.task.env_id is None:
             raise UserError(
-                f"{settings.offline_run} names no environment, and its data neither: put `env: ID` into it."
+                f"{settings.offline_run} names no environment, and its data neither: put `env: ID` into it, or give "
+                "--env ID."
             )
         settings = _scaled(settings, dataset, config)
         del dataset
@@ -176,8 +192,11 @@ def _fit(
     quiet: bool,
     saved: checkpoint.Checkpoint | None = None,
 ) -> Path:
-    origin = {"online": {"offline_run": str(settings.offline_run), "start_steps": list(settings.start_steps)}}
+    origin: dict[str, Any] = {"online": {"offline_run": str(settings.offline_run)}}
+    origin["online"]["start_steps"] = list(settings.start_steps)
+    origin[UNCHANGED] = settings.warm_up
     with watched(run, _title(run, settings, len(transitions)), quiet, saved) as observer:
+        tell_unchanged(run, observer.message)
         trainer = _trainer(run, settings, agent, transitions, observer.message)
         scores = fit(run, agent, trainer, observer, saved, origin)
     return finished(run, scores, quiet)

@@ -22,6 +22,7 @@ from diffrl.runs.export.folder import check_is, open_policy
 from diffrl.runs.kind import require_checkpoint
 from diffrl.runs.observing import has_parts, joined, refuse_info, vectors
 from diffrl.runs.run import Run
+from diffrl.runs.unchanged import unchanged, unchanged_until
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line, listed, shown
 from diffrl.support.files import address_of
@@ -30,7 +31,7 @@ from diffrl.support.machine import resolve_device, settle
 from diffrl.support.remote import local_folder
 from diffrl.support.schema import Many, Natural, Seed, held
 from diffrl.training import checkpoint
-from diffrl.training.logs import Scores
+from diffrl.training.logs import UNCHANGED, Scores
 from diffrl.tuning import config as tuning
 from diffrl.tuning.target import prepare
 
@@ -161,7 +162,7 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
             console.print(f"[yellow]{complaint}[/]")
         return saved
     if which == "best":
-        while best := Scores(run.path, {}, steps=steps).best():
+        while best := Scores(run.path, {UNCHANGED: unchanged_until(run)}, steps=steps).best():
             step = int(best[seed_index]["step"])
             try:
                 return checkpoint.load(run.path, step)
@@ -190,7 +191,9 @@ def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: s
 
 
 def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) -> list[str]:
-    """What is to be known of policies that are shown, each a sentence: that they are untrained, that best says nothing.
+    """What is to be known of policies that are shown, each a sentence.
+
+    That they are untrained, that their critics choose wrongly, that best says nothing.
 
     which: last, best or a step, as it was asked for. steps: the checkpoint that this is of each seed shown. starts:
     whether another run starts from them; then where a trained policy is found is said, too.
@@ -202,6 +205,10 @@ def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) ->
         trained = [step for step in checkpoint.steps(run.path) if not run.untrained(step)]
         how = f"`diffrl resume {run.path} --steps N` trains it further"
         found = [f"{untrained} {f'--start-checkpoint {trained[-1]} names a trained one' if trained else how}."]
+    elif not (found or starts) and which != "0" and (same := unchanged(run, min(steps))):
+        found = [same]
+    if run.wrong_critics:
+        found.append(run.wrong_critics)
     if which == "best" and (equal := Scores(run.path, {}).all_equal()):
         found.append(equal)
     return found
@@ -280,6 +287,8 @@ def load_policy(
         check_is(run, opened.agent.seeds[0], opened.step, seed, which)
         return Policy(opened.agent, opened.preprocessing, noise_seed, opened.parts)
     of_run = Run.read(run).within(env, (), None)
+    if of_run.wrong_critics:
+        say_once(f"{of_run.path}: {of_run.wrong_critics}")
     agent = load_agent(of_run, of_run.config.seeds[0] if seed is None else seed, str(which), device)
     return Policy(agent, of_run.preprocessing, noise_seed, of_run.task.parts)
 

@@ -84,6 +84,29 @@ class Run:
         teacher = (self.settings or {}).get("teacher")
         return str(teacher.get("name", "")) if isinstance(teacher, Mapping) else ""
 
+    @property
+    def agent_name(self) -> str:
+        """What its agent is called: with the kind of its run, or of a student with its teacher's agent."""
+        name = self.config.agent.name
+        if self.teacher:
+            return f"{name}, distilled from {self.teacher}"
+        return name if self.kind == OFFLINE else f"{name} {self.kind}"
+
+    @property
+    def wrong_critics(self) -> str:
+        """A sentence where critics that are not the functions they were trained as choose among the actions; else "".
+
+        Older versions gave a consistency student the critics of an idql teacher, and read them with Mish.
+        """
+        settings = self.settings or {}
+        chosen = getattr(self.config.agent, "act_candidates", 1) > 1
+        if not (self.teacher == "idql" and settings.get("to") == "consistency" and chosen):
+            return ""
+        return (
+            "Its critics choose among its actions, and wrongly: they are those of its idql teacher, trained with ReLU, "
+            "and this run has them with Mish. Distil its teacher anew."
+        )
+
     def untrained(self, step: int) -> str:
         """A sentence where the policy that acts is, at this step, still as it was made; else "".
 

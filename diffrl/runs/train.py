@@ -32,7 +32,7 @@ from diffrl.support.machine import products, resolve_device, settle
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
-from diffrl.training.logs import SHOWN, MetricsLog, ScoreBook, Scores, plus_minus, tidy
+from diffrl.training.logs import SHOWN, UNCHANGED, MetricsLog, ScoreBook, Scores, plus_minus, tidy
 from diffrl.training.loop import DivergedError, Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
@@ -223,6 +223,8 @@ def fit(
         about: dict[str, Any] = {"dataset": called(config.dataset), "agent": config.agent.name}
         about["seeds"] = list(config.seeds)
         about |= {**task, **kwargs, **(origin or {})}
+        if config.agent.untrained_steps and not origin:
+            about[UNCHANGED] = config.agent.untrained_steps
         book = ScoreBook(run.path, run.task, Scores(run.path, about, steps=range(start + 1)), log, observer.message)
         held.callback(book.draw)
         evaluations: Evaluations = NoEvaluations()

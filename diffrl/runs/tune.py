@@ -20,6 +20,7 @@ from diffrl.runs.kind import FILES, OFFLINE, refuse_frozen
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
+from diffrl.runs.unchanged import tell_unchanged, unchanged_until
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.folder import add, claimed, verified
@@ -27,7 +28,7 @@ from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
-from diffrl.training.logs import silent_share
+from diffrl.training.logs import UNCHANGED, silent_share
 from diffrl.training.loop import Trainer
 from diffrl.tuning import config as tuning
 from diffrl.tuning.config import ActingConfig, DPOConfig, DPPOConfig, NFTConfig, TuningConfig, acts, default_steps
@@ -70,7 +71,7 @@ def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: A
     start = _start(settings).within(None, asked.env_kwargs, asked.max_episode_steps)
     tuning.refuse_idle(settings, start.config.agent, asked.log_every)
     steps = default_steps(settings) if asked.steps is None else asked.steps
-    eval_every = max(steps // 10, 1) if asked.eval_every is None else asked.eval_every
+    eval_every = tuning.tenth(steps) if asked.eval_every is None else asked.eval_every
     log_every = asked.log_every
     if isinstance(settings, ActingConfig) and acts(settings):
         tuning.refuse_steps(settings, steps)
@@ -167,8 +168,9 @@ def _fit(
     if isinstance(settings, NFTConfig):
         origin["advantages"] = settings.advantages
     with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
+        tell_unchanged(run, observer.message)
         trainer = _trainer(run, settings, agent, data, observer.message)
-        scores = fit(run, agent, trainer, observer, saved, {"finetune": origin})
+        scores = fit(run, agent, trainer, observer, saved, {"finetune": origin, UNCHANGED: unchanged_until(run)})
         if (silent := silent_share(run.path)) >= PERSISTENT:
             scores.mark(updates_without_signal=silent)
             observer.message(

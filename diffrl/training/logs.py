@@ -19,7 +19,7 @@ from typing_extensions import override
 from diffrl.support import folder, statistics
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.files import atomic_path
-from diffrl.support.plots import BLUE, finish, new_figure, save
+from diffrl.support.plots import BLUE, GREY, finish, new_figure, save
 from diffrl.training import checkpoint
 from diffrl.training.sinks import CSV, TENSORBOARD, WANDB, Sink, WeightsAndBiases
 from envs.task import Task, score_word
@@ -28,6 +28,8 @@ SHOWN = ("loss", "bc_loss", "critic_loss", "q", "episode_return", "kl", "accurac
 """Metrics that are shown while a run goes on."""
 LEARNING_CURVE = "learning_curve.png"
 """The picture of a run's evaluations in its folder."""
+UNCHANGED = "unchanged_until"
+"""The last step, in scores.json, at which the policy has learned nothing in the run."""
 DRAWN_EVERY = 10.0
 """Seconds between two pictures, at least: one takes as long as a short evaluation. The last is drawn at the end."""
 
@@ -204,6 +206,9 @@ class Scores:
     tells of success `successes` (1 or 0 an episode), and, where references exist or success is scored, `score`, the
     mean score x100, one a seed like `mean_return`; `error` is the standard error of the mean over
     seeds (null for a single episode). A seed is judged by its score, else by its mean return.
+
+    Where the file says `unchanged_until`, a step, the policies of evaluations up to that step have learned nothing in
+    the run, and none of them is a best while there are others.
     """
 
     def __init__(self, run: Path, about: Mapping[str, Any], steps: Container[int] | None = None) -> None:
@@ -217,9 +222,13 @@ class Scores:
         self.about = dict(about)
         self.evaluations: list[dict[str, Any]] = []
         self._damaged = False
+        self.unchanged_until = int(self.about.get(UNCHANGED, -1))
         if self.path.exists():
             try:
-                stored = read_scores(run)["evaluations"]
+                content = read_scores(run)
+                stored = content["evaluations"]
+                if UNCHANGED not in self.about and isinstance(found := content.get(UNCHANGED), int):
+                    self.unchanged_until = found
             except folder.Damaged as error:
                 self._damaged, stored = True, []
                 folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
@@ -261,11 +270,15 @@ class Scores:
             self._damaged = False
         folder.write_json(self.path, {**self.about, "best": self.best(), "evaluations": self.evaluations})
 
-    def best(self) -> list[dict[str, Any]]:
-        """The best evaluation of each seed: its step and what it was judged by."""
+    def best(self, of_all: bool = False) -> list[dict[str, Any]]:
+        """The best evaluation of each seed: its step and what it was judged by.
+
+        Of those whose policy has learned, where there are any. of_all: of all.
+        """
         if not self.evaluations:
             return []
-        judged = [(e["step"], e.get("score", e["mean_return"])) for e in self.evaluations]
+        learned = [e for e in self.evaluations if of_all or e["step"] > self.unchanged_until]
+        judged = [(e["step"], e.get("score", e["mean_return"])) for e in learned or self.evaluations]
         n_seeds = len(judged[0][1])
         result = []
         for i in range(n_seeds):
@@ -276,6 +289,10 @@ class Scores:
     def best_steps(self) -> set[int]:
         """The step of each seed's best evaluation."""
         return {int(best["step"]) for best in self.best()}
+
+    def kept_steps(self) -> set[int]:
+        """The steps whose checkpoints are kept: each seed's best, and its best of all, learned or not."""
+        return self.best_steps() | {int(best["step"]) for best in self.best(of_all=True)}
 
     def all_equal(self) -> str:
         """A sentence where each seed has one value in all its evaluations, so that none is the best; else ""."""
@@ -316,9 +333,9 @@ class ScoreBook:
                 learning_curve(self.scores, self.run.name, self.run / LEARNING_CURVE)
             self._drawn, self._stale = time.monotonic(), False
 
-    def best_steps(self) -> set[int]:
-        """The step of each seed's best evaluation."""
-        return self.scores.best_steps()
+    def kept_steps(self) -> set[int]:
+        """The steps whose checkpoints are kept."""
+        return self.scores.kept_steps()
 
 
 def silent_share(run: Path) -> float:
@@ -336,7 +353,7 @@ def silent_share(run: Path) -> float:
 def tidy(run: Path) -> None:
     """Do what a kill after a run's last write has left undone: drop checkpoints that none needs, draw the picture."""
     scores, picture = Scores(run, {}), run / LEARNING_CURVE
-    checkpoint.prune(run, scores.best_steps())
+    checkpoint.prune(run, scores.kept_steps())
     if scores.evaluations and (not picture.exists() or picture.stat().st_mtime_ns < scores.path.stat().st_mtime_ns):
         with contextlib.suppress(OSError):
             learning_curve(Scores(run, read_scores(run)), run.name, picture)
@@ -401,6 +418,12 @@ def _seeds_of(entry: Mapping[str, Any]) -> int:
     return n
 
 
+def kind_of_run(about: Mapping[str, Any]) -> str:
+    """What scores.json says that a run is: the algorithm that fine-tuned it, online, distil; "": trained from data."""
+    tuned = about.get("finetune", {}).get("algo", "")
+    return str(tuned or next((word for word in ("online", "distil") if about.get(word)), ""))
+
+
 def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     """Draw a run's evaluations over training steps, as PNG: a thick line and the standard error about it as a band.
 
@@ -422,6 +445,9 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
         ax.fill_between(steps, mean - error, mean + error, color=BLUE, alpha=0.15, linewidth=0)
     elif known:  # of one point a band is nothing
         ax.errorbar(steps, mean, error, color=BLUE, alpha=0.5, capsize=4)
+    if steps.min() <= scores.unchanged_until > 0:
+        said = "untrained" if kind_of_run(about) == "" else "the policy that it started with"
+        ax.axvspan(0, scores.unchanged_until, color=GREY, alpha=0.15, linewidth=0, label=said)
     of = counted(values.shape[1], "seeds") if several else counted(len(entries[-1]["returns"][0]), "episodes")
     average = f"mean of {of}{' ± standard error' if known else ''}"
     ax.plot(steps, mean, color=BLUE, linewidth=2, label=average, marker="o", markersize=dot)
@@ -432,7 +458,7 @@ def learning_curve(scores: Scores, label: str, path: Path) -> Path:
     shown = dataset.replace("/", "-").replace(":", "-") if file is None else file.stem
     named = re.fullmatch(rf".+-{re.escape(shown)}-\d{{8}}-\d{{6}}(-\d+)?", label)  # a name of ours has it
     agent = str(about.get("agent", ""))  # scores of older versions have none
-    kind = tuned.get("algo") or next((word for word in ("online", "distil") if about.get(word)), "")
+    kind = kind_of_run(about)
     by = f"{agent}{kind and f' {kind}'} on " if agent else ""
     title = textwrap.fill(label if named else f"{label}: {by}{dataset if file is None else file.name}", 64)
     elsewhere = "" if dataset in (about["env"], about["reference"]) else f"\nevaluated in {about['env']}"

@@ -109,8 +109,8 @@ class Record(Protocol):
     def add(self, step: int, outcomes: NDArray[np.float64]) -> None:
         """Write down the evaluation of a step: what `Trainer.evaluate` gives."""
 
-    def best_steps(self) -> set[int]:
-        """The step of each seed's best evaluation."""
+    def kept_steps(self) -> set[int]:
+        """The steps whose checkpoints are kept, such as that of each seed's best evaluation."""
 
 
 class NoRecord(Record):
@@ -121,7 +121,7 @@ class NoRecord(Record):
         pass
 
     @override
-    def best_steps(self) -> set[int]:
+    def kept_steps(self) -> set[int]:
         return set()
 
 
@@ -357,7 +357,7 @@ class Loop:
         self._prune()
 
     def _prune(self) -> None:
-        checkpoint.prune(self.run, self.record.best_steps() | set(self.evaluations.pending))
+        checkpoint.prune(self.run, self.record.kept_steps() | set(self.evaluations.pending))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to a checkpoint. Raises CheckpointError where it belongs to another configuration."""

@@ -364,12 +364,15 @@ def acts(config: TuningConfig) -> bool:
     return isinstance(config, DPPOConfig) or (isinstance(config, NFTConfig) and config.advantages == "environment")
 
 
+def critic_alone(config: TuningConfig) -> int:
+    """The environment steps of a seed at a run's start in which the critic alone learns; 0 where it does not act."""
+    return config.critic_warm_up * config.iteration if isinstance(config, ActingConfig) and acts(config) else 0
+
+
 def refuse_steps(config: TuningConfig, steps: int) -> None:
     """Raise UserError where the critic alone would learn in all of a run's environment steps of a seed."""
-    if not (isinstance(config, ActingConfig) and acts(config)):
-        return
-    alone = config.critic_warm_up * config.iteration
-    if config.whole(steps) <= alone:
+    alone = critic_alone(config)
+    if isinstance(config, ActingConfig) and acts(config) and config.whole(steps) <= alone:
         raise UserError(
             f"--steps is {steps:,}, and in the first {alone:,} the critic alone learns (--critic-warm-up "
             f"{config.critic_warm_up}, in iterations of {config.iteration:,} steps): expected more steps, or a shorter "
@@ -382,6 +385,11 @@ def default_steps(config: TuningConfig) -> int:
     if isinstance(config, NFTConfig) and not acts(config):
         return CRITICS_STEPS
     return DEFAULT_STEPS[config.algo]
+
+
+def tenth(steps: int) -> int:
+    """The steps between evaluations by default: a tenth of the run's, rounded up, so that there are ten at most."""
+    return math.ceil(steps / 10)
 
 
 def to_dict(config: TuningConfig) -> dict[str, Any]:

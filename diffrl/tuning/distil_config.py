@@ -18,8 +18,11 @@ DISTIL = "distil"
 """The kind of a run that distils."""
 STEPS = 10_000
 """How long a run is by default, in updates."""
-_KEEP_CRITICS = {"consistency": ("diffusion_ql", "edp", "idql"), "reflow": ("ifql", "bfn")}
-"""Whose critics are a student's own kind of network, so that they go on choosing among its actions."""
+_KEEP_CRITICS = {"consistency": ("diffusion_ql", "edp"), "reflow": ("ifql", "bfn")}
+"""Whose critics are a student's own kind of network, so that they go on choosing among its actions.
+
+The same functions, and not only of the same shapes: idql's have ReLU where consistency_ac's have Mish.
+"""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import h5py
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import diffrl
-from agents import BC
+from agents import BC, TD3BC
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
@@ -171,7 +172,7 @@ def test_options_change_the_environment_of_data_runs_and_conversions(tmp_path: P
 def test_a_copy_of_another_run_starts_in_the_environment_asked_for(tmp_path: Path) -> None:
     file = str(d4rl.write(tmp_path / "a.hdf5", pendulum_data(**LIGHT.metadata())))
     agent = diffrl.train(
-        TrainConfig(file, BC(width=8, layers=1), steps=2, eval_every=2, eval_episodes=1, out=tmp_path / "a")
+        TrainConfig(file, TD3BC(width=8, layers=1), steps=2, eval_every=2, eval_episodes=1, out=tmp_path / "a")
     )
     online = diffrl.online(
         agent, steps=4, warm_up=1, eval_every=4, eval_episodes=1, out=tmp_path / "b", env_kwargs=("g=7",), quiet=True
@@ -345,7 +346,9 @@ def test_a_clone_of_goal_conditioned_data_sees_its_goal(tmp_path: Path) -> None:
     given, vector = (made.reset(seed=1)[0] for made in (gymnasium.make("GoalWalk-v0"), opened.task.make()))
     policy = diffrl.load_policy(run)
     np.testing.assert_array_equal(policy(given), policy(vector))
-    online = diffrl.online(run, steps=6, warm_up=1, eval_every=6, eval_episodes=1, out=tmp_path / "o", quiet=True)
+    few: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "out": tmp_path / "learner"}
+    learner = diffrl.train(TrainConfig("own/walk-v0", TD3BC(width=8, layers=1), **few), quiet=True)
+    online = diffrl.online(learner, steps=6, warm_up=1, eval_every=6, eval_episodes=1, out=tmp_path / "o", quiet=True)
     assert np.isfinite(json.loads((online / "scores.json").read_text())["evaluations"][-1]["returns"]).all()
     again = d4rl.write(tmp_path / "walk.hdf5", load_dataset("own/walk-v0"))
     assert main(["data", "convert", str(again), "minari:own/walk-v1"]) == 0

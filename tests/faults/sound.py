@@ -43,7 +43,7 @@ AUGMENT = (
     "--no-report --out new.hdf5"
 )
 RUNS: dict[str, str] = {
-    "train": f"train --agent bc {_RUN} --seeds 3 --out train",
+    "train": f"train --agent td3_bc {_RUN} --seeds 3 --out train",
     "diffusion": f"train --agent diffusion_bc {_RUN} --seeds 3 --agent.denoising-steps 2 --out diffusion",
     "online": "online train --steps 8 --warm-up 4 --eval-every 4 --eval-episodes 1 --capacity 64 --log-every 2 "
     "--out online",

@@ -106,10 +106,10 @@ def test_what_chunks_cannot_is_refused_in_a_sentence(agent: ChunkConfig, tmp_pat
     run = made_run(tmp_path / "run", agent, dataclasses.replace(PENDULUM, max_episode_steps=5))
     with pytest.raises(UserError, match=f"The agent {agent.name} cannot be exported as ONNX: it follows plans"):
         export(run, tmp_path / "to", onnx=True)
-    for settings in ({"chunk": 3}, {"chunk": 1, "n_step": 3}):
+    for settings, of in (({"chunk": 3}, "chunks of 3 actions"), ({"chunk": 1, "n_step": 3}, "returns of 3 steps")):
         folder = tmp_path / f"run{len(settings)}"
         made_run(folder, dataclasses.replace(agent, **settings), dataclasses.replace(PENDULUM, max_episode_steps=5))
-        with pytest.raises(UserError, match=r"learns from whole segments .* --agent.chunk 1 and --agent.n-step 1"):
+        with pytest.raises(UserError, match=f"learns from {of}: .* --agent.chunk 1 and --agent.n-step 1"):
             diffrl.online(folder, out=tmp_path / "online", steps=2, warm_up=0, quiet=True)
 
 

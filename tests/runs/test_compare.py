@@ -302,6 +302,27 @@ def test_a_name_that_hides_its_agent_has_it_beside(
     assert (ax.get_xlabel(), ax.get_ylabel()) == (f"{one} (bc)", f"{other} (bc)")
 
 
+def test_a_run_and_what_was_made_of_it_have_names_of_their_own(tmp_path: Path) -> None:
+    """By the kind of the run, in its row and beside its name, unless that tells it."""
+    for name in ("before", "after", "diffusion_ql-online-maze"):
+        made_run(tmp_path / name, small("diffusion_ql"), SWING)
+        if name != "before":
+            about = json.loads((tmp_path / name / "run.json").read_text())
+            (tmp_path / name / "run.json").write_text(json.dumps({**about, "kind": "online"}))
+            (tmp_path / name / "settings.yaml").write_text("warm_up: 1\n")
+            (tmp_path / name / "SHA256SUMS").unlink()
+    for after, label in (("after", "after (diffusion_ql online)"), ("diffusion_ql-online-maze",) * 2):
+        both = [tmp_path / "before", tmp_path / after]
+        page = compare(both, tmp_path / "page.html", episodes=2, quiet=True)[0].read_text().replace("<wbr>", "")
+        assert "<br>diffusion_ql, seeds 3, 5" in page
+        assert "<br>diffusion_ql online, seeds 3, 5" in page
+        assert f"<b>{label}" in page
+    shutil.copytree(tmp_path / "before", tmp_path / "diffusion_ql-maze")
+    both = [tmp_path / "diffusion_ql-maze", tmp_path / "diffusion_ql-online-maze"]
+    page = compare(both, tmp_path / "page.html", episodes=2, quiet=True)[0].read_text().replace("<wbr>", "")
+    assert "<b>diffusion_ql-online-maze − diffusion_ql-maze</b>" in page
+
+
 def test_long_names_stay_within_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names as a sweep gives them: the page says once what all have, and no title reaches into the next column."""
     names = [f"bc-maze2d-umaze-v1,agent.learning_rate=0.000{i},agent.width=8,agent.batch_size=64" for i in (1, 2, 3)]

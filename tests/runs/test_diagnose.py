@@ -217,24 +217,33 @@ def test_where_rows_to_hold_out_come_from_is_said(result: dict) -> None:
     assert "generate" not in said(trained_rows=20_000, dataset="mine.hdf5")
 
 
-def test_the_page_names_the_data_alone_and_no_legend_lies_on_what_fills_its_plot(
-    result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scale", [1.0, -123456.0])
+def test_the_page_says_what_it_is_of_and_no_legend_lies_on_a_plot_or_is_cut(
+    scale: float, result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the path of the data the name; legends of clouds and histograms stand below them, and below their labels."""
+    """Agent, kind of run, the data's name without its path, and what it is compared with; legends stand below plots."""
     drawn = []
     monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure) or path)
-    report.plot_diagnosis(result, tmp_path / "page.png")
+    about = {**result["about"], "called": "diffusion_ql dppo", "start": "/home/me/runs/ql (diffusion_ql)"}
+    q = {name: (scale * np.array(values)).tolist() for name, values in result["picture"]["q"].items()}
+    report.plot_diagnosis({**result, "about": about, "picture": {**result["picture"], "q": q}}, tmp_path / "page.png")
     (figure,) = drawn
-    assert figure.get_suptitle() == f"diffusion_ql on maze.hdf5, step {result['about']['step']}"
+    assert figure.get_suptitle() == "diffusion_ql dppo on maze.hdf5, step 60, compared with ql (diffusion_ql)"
     FigureCanvasAgg(figure).draw()
-    filled = [ax for ax in figure.axes if ax.get_title().startswith(("Likelihood", "Actions", "The critics"))]
-    assert len(filled) == 4
-    for ax in filled:
+    assert len(figure.axes) == 6
+    for ax in figure.axes:
         legend = ax.get_legend().get_window_extent()
         assert legend.y1 <= ax.xaxis.label.get_window_extent().y0
         assert legend.y0 >= 0
         assert legend.x0 >= 0
-        assert legend.x1 <= figure.bbox.x1
+        assert legend.x1 <= figure.bbox.x1, ax.get_title()
+
+
+@pytest.mark.parametrize("name", ["offline", "online"])
+def test_what_is_shown_is_called_as_in_a_selection(name: str, run: Path) -> None:
+    """With the kind of its run."""
+    opened = dataclasses.replace(Run.read(run), kind=name)
+    assert opened.agent_name == {"offline": "diffusion_ql", "online": "diffusion_ql online"}[name]
 
 
 def test_pictures_means_are_those_of_the_tables(result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import math
 from pathlib import Path
 from shutil import copytree
@@ -14,7 +15,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
-from agents import IQL, TD3BC, DiffusionBC
+import diffrl
+from agents import IQL, TD3BC, ConsistencyAC, DiffusionBC, ReBRAC
 from diffrl.cli import main
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
@@ -93,6 +95,30 @@ def test_rewards_that_training_tuned_are_turned_back(tmp_path: Path) -> None:
     assert math.isnan(float(found[FQE][0]))
 
 
+def test_critics_whose_targets_are_normalised_value_nothing(tmp_path: Path) -> None:
+    """Their Q is in no unit: the same run without q_norm is evaluated; which one is not is said."""
+    config = ConsistencyAC(**SIZE)
+    for q_norm in (False, True):
+        path = trained_run(tmp_path / f"{q_norm}", dataclasses.replace(config, q_norm=q_norm), (0,))
+        found, said = estimates(Policies.of_runs([path]).all, FQEConfig(steps=0), quiet=True)
+        assert math.isnan(float(found[CRITICS][0])) == q_norm
+        sentence = f"Not evaluated by critics: {path} normalises their targets, and their Q has no unit."
+        assert said == ([sentence] if q_norm else [])
+
+
+def test_a_run_that_has_learned_from_other_data_is_compared_by_no_criterion(tmp_path: Path) -> None:
+    """Of an online run the cloning loss is of other rows, too."""
+    offline = trained_run(tmp_path / "offline", ReBRAC(**SIZE), (0,))
+    gone_on = diffrl.online(offline, out=tmp_path / "online", warm_up=2, steps=4, eval_every=4, log_every=2, quiet=True)
+    policies = Policies.of_runs([offline, gone_on]).all
+    found, said = estimates(policies, FQEConfig(steps=2, rows=50), quiet=True)
+    online = [policy.run == gone_on for policy in policies]
+    assert not math.isnan(cloning_loss(policies[online.index(True)]))
+    for values in found.values():
+        assert np.isnan(values).tolist() == online
+    assert any("whose policy has learned from other data too" in sentence for sentence in said)
+
+
 def test_estimates_repeat_and_a_policys_do_not_depend_on_the_others(runs: Path) -> None:
     policies, config = Policies.of_runs([runs]).all, FQEConfig(steps=5, rows=60, batch_size=8, width=8, layers=1)
     together, said = estimates(policies, config, quiet=True)
@@ -146,8 +172,11 @@ def test_a_single_value_is_drawn_in_its_place(score: float, tmp_path: Path) -> N
     FigureCanvasAgg(drawn).draw()
     low, high = ax.get_ylim()
     assert ax.yaxis.get_offset_text().get_text() == ""
+    if not score:  # no episode of success: nothing below
+        assert (low, high) == (-0.05, 1)
+        return
     assert (low + high) / 2 == pytest.approx(score)
-    assert high - low == pytest.approx(0.2 * abs(score) or 2.0)
+    assert high - low == pytest.approx(0.2 * abs(score))
 
 
 def test_scores_of_others_are_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +258,34 @@ def test_tables_fit_a_terminal_and_the_legend_lies_on_no_curve(runs: Path) -> No
     (legend,) = drawn.legends
     assert legend.get_window_extent().y1 <= min(ax.xaxis.label.get_window_extent().y0 for ax in drawn.axes)
     assert {text.get_text() for text in legend.get_texts()} == {"diffusion_bc", "td3_bc", "all agents"}
+
+
+def test_panels_of_many_tasks_have_room_and_say_what_they_show(tmp_path: Path) -> None:
+    """No title reaches into another; the axis names what may fall; of twelve policies a trial draws eight."""
+    task = "cube-quadruple-play-singletask-task2-v0 (in ogbench/cube-quadruple-v0, first 2,000 rows)"
+    lines = [f"{task} {t},{'ab'[s % 2]},{s},{e},{t * s}" for t in range(3) for s in range(12) for e in (0, 1)]
+    path = tmp_path / "theirs.csv"
+    path.write_text("task\tagent\tseed\tepisode\tscore\n" + "\n".join("\t".join(x.rsplit(",", 4)) for x in lines))
+    drawn = figure(select(Policies.of_csv(path), BanditConfig(trials=20, pulls=5), FQEConfig(steps=0)))
+    FigureCanvasAgg(drawn).draw()
+    boxes = [ax.title.get_window_extent() for ax in drawn.axes]
+    assert len(boxes) == 3
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    assert {ax.get_ylabel() for ax in drawn.axes} == {"true score x100 of the policy\ntaken for the best"}
+    (legend,) = drawn.legends
+    assert legend.get_title().get_text() == "A trial of the bandit draws 8 of a line's policies."
+
+
+def test_two_names_of_one_task_are_one(tmp_path: Path) -> None:
+    """OGBench's default task has a number, too; those of other tasks and other rewards stay apart."""
+    stem = "cube-single-play-singletask"
+    for i, name in enumerate((f"{stem}-v0", f"{stem}-task2-v0", f"{stem}-task3-v0", f"{stem}-task2-sparse-v0")):
+        task = dataclasses.replace(BY_SUCCESS, reference=name)
+        made_run(tmp_path / str(i), small("bc"), task, seeds=(i,), dataset=name)
+    tasks = {policy.seed: policy.task.split(" (")[0] for policy in Policies.of_runs([tmp_path]).all}
+    assert tasks == {0: f"{stem}-v0", 1: f"{stem}-v0", 2: f"{stem}-task3-v0", 3: f"{stem}-task2-sparse-v0"}
+    alone = {policy.task.split(" (")[0] for policy in Policies.of_runs([tmp_path / "1"]).all}
+    assert alone == {f"{stem}-task2-v0"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import diffrl
-from agents import BC
+from agents import TD3BC
 from diffrl.cli import main
 from diffrl.data import d4rl
 from diffrl.runs.config import TrainConfig, load
@@ -36,7 +36,7 @@ AT = np.zeros((3, 4), np.float32)
 def config(out: Path, dataset: str = "maze2d-umaze-v1") -> TrainConfig:
     short = {"rows": 400, "steps": 20, "eval_every": 10, "eval_episodes": 1, "log_every": 5, "seeds": (0, 1)}
     env = "tests.training.held_env:Held-v0"
-    return TrainConfig(dataset, BC(width=8, layers=1), env=env, workers=1, eval_workers=0, out=out, **short)  # type: ignore[arg-type]
+    return TrainConfig(dataset, TD3BC(width=8, layers=1), env=env, workers=1, eval_workers=0, out=out, **short)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_two_never_work_in_one_folder(run: Path, capsys: pytest.CaptureFixture[s
         ):
             code = main(words.split())
             said = capsys.readouterr().err
-            if "policy" not in words:  # BC has no diffusion policy, which is said first
+            if "policy" not in words:  # TD3+BC has no diffusion policy, which is said first
                 assert "Another process is working in" in said, said
             assert code == 2
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

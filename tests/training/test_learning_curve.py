@@ -48,6 +48,14 @@ def test_the_band_is_the_standard_error_about_the_mean(drawn: Any) -> None:
     assert said == ["each seed", "mean of 2 seeds ± standard error"]
 
 
+@pytest.mark.parametrize(("until", "shown"), [(-1, False), (0, False), (50, False), (200, True)])
+def test_how_long_the_policy_is_unchanged_is_shaded(drawn: Any, until: int, shown: bool) -> None:
+    """Where an evaluation lies within it."""
+    figure, _ = drawn([[[1, 1]], [[0, 2]], [[3, 3]]], unchanged_until=until, finetune={"algo": "dppo"})
+    said = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert ("the policy that it started with" in said) is shown
+
+
 def test_of_one_evaluation_the_error_is_a_bar(drawn: Any) -> None:
     figure, evaluations = drawn([[[1, 2, 6]]])
     (ax,) = figure.axes

@@ -97,6 +97,7 @@ def bandit_run(out: Path, agent: AgentConfig, **fields: Any) -> Path:
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 1, "batch_size": 16}
 AGENTS = {name: schema(**SMALL) for name, schema in agents.AGENTS.items() if schema.policy_kind != "planner"}
+AGENTS = {name: config for name, config in AGENTS.items() if config.learns_from_rewards}
 AGENTS |= {"diffusion_ql": DiffusionQL(**SMALL, act_candidates=3), "td3_bc": TD3BC(**SMALL, policy_delay=3)}
 QUICK = ("diffusion_ql", "td3_bc")
 
@@ -319,13 +320,31 @@ def test_agents_of_one_action_a_state_are_told_to_explore(
 
 def test_the_help_and_the_page_name_the_agents_of_one_action_a_state(capsys: pytest.CaptureFixture[str]) -> None:
     fixed = [
-        name for name in agents.names("deterministic") if agents.get(name)().implemented().explore is Agent.explore
+        name
+        for name in agents.names("deterministic")
+        if agents.get(name)().implemented().explore is Agent.explore and agents.get(name)().learns_from_rewards
     ]
     with pytest.raises(SystemExit):
         main(["online", "--help"])
     assert f"fixed by the state ({', '.join(fixed)})" in " ".join(capsys.readouterr().out.replace("│", "").split())
     page = (Path(__file__).parents[2] / "docs/train.md").read_text()
     assert f"take one action in a state ({', '.join(f'`{name}`' for name in fixed)})" in page
+
+
+@pytest.mark.parametrize("name", ["bc", "diffusion_bc"])
+def test_what_never_looks_at_a_reward_does_not_go_on(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither from a run nor from a configuration, in a line, and before anything is written."""
+    run = bandit_run(tmp_path / "run", agents.get(name)(**SMALL), steps=2, eval_every=2)
+    for start in (run, run / "config.yaml"):
+        capsys.readouterr()
+        assert main(["online", str(start), "--warm-up", "1", "--steps", "2", "--out", str(tmp_path / "out")]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{start} is of the agent {name}, which clones actions and never looks at a reward" in said
+        with pytest.raises(UserError, match="never looks at a reward"):
+            diffrl.online(start, out=tmp_path / "out", steps=2, warm_up=1, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_help_shows_compiling_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Online from a configuration: untrained agents beside prior data, as RLPD has it."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
 from diffrl.training.online import Collector
 from tests.training.conftest import assert_same_run
-from tests.training.test_online import bandit  # noqa: F401 - the fixture registers the bandit
+from tests.training.test_online import AGENTS, bandit, bandit_run  # noqa: F401 - the fixture registers the bandit
 
 pytestmark = pytest.mark.usefixtures("own_data")
 
@@ -116,6 +117,37 @@ def test_the_configuration_s_steps_count_where_none_are_given(yaml: Path, tmp_pa
     config = Run.read(tmp_path / "run").config
     assert (config.steps, config.eval_every) == (80, 40)
     assert isinstance(config.agent, RLPD)
+
+
+def test_a_configuration_s_data_environment_and_agent_are_changed_as_train_does(
+    yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In words and in Python alike; a mistake is a line; a run goes on with its own."""
+    file = shutil.copyfile(tmp_path / "bandit.hdf5", tmp_path / "mine.hdf5")
+    elsewhere = tmp_path / "elsewhere.yaml"
+    elsewhere.write_text(yaml.read_text().replace("bandit.hdf5", "none.hdf5").replace("env: Bandit-v0\n", ""))
+    few = ["--steps", "8", "--warm-up", "7", "--eval-every", "8", "--eval-episodes", "1", "--out"]
+    words = ["--dataset", str(file), "--env=Bandit-v0", "--rows", "150", "--agent.actor-every", "2", "--agent.width=8"]
+    assert main(["online", str(elsewhere), *words, *few, str(tmp_path / "run")]) == 0
+    changed: dict[str, Any] = {"dataset": str(file), "env": "Bandit-v0", "rows": 150}
+    options = {"steps": 8, "warm_up": 7, "eval_every": 8, "eval_episodes": 1, "quiet": True}
+    own = {"actor_every": 2, "width": 8}
+    python = diffrl.online(elsewhere, out=tmp_path / "python", **changed, agent=own, **options)
+    configs = [Run.read(tmp_path / "run").config, Run.read(python).config]
+    assert [(c.dataset, c.env, c.rows) for c in configs] == [(str(file), "Bandit-v0", 150)] * 2
+    assert configs[0].agent == configs[1].agent
+    agent: Any = configs[0].agent
+    assert (agent.actor_every, agent.width, agent.n_critics) == (2, 8, 3)
+    offline = bandit_run(tmp_path / "offline", AGENTS["td3_bc"], steps=2, eval_every=2)
+    for start, given, said in (
+        (elsewhere, ["--agent.actr-every", "2"], "did you mean --agent.actor-every?"),
+        (elsewhere, ["--rows", "x"], "--rows is 'x'; expected a whole number"),
+        (offline, ["--dataset", str(file)], "--dataset is for a configuration, whose agents start untrained"),
+    ):
+        capsys.readouterr()
+        assert main(["online", str(start), *given, *few, str(tmp_path / "out")]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

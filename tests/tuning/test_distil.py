@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 import diffrl
-from agents import BFN, EDP, FQL, TD3BC, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
+from agents import BFN, EDP, FQL, IDQL, TD3BC, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
 from diffrl.commands.distil import run as command
 from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
 from diffrl.nets import Adam
 from diffrl.runs import distil as runs_distil
 from diffrl.runs.distil import AS_IT_ACTS, PICTURE, RESULT, distil
+from diffrl.runs.export.export import export
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.tune import finetune_policy
@@ -24,15 +26,17 @@ from diffrl.support.errors import UserError
 from diffrl.support.plots import save
 from diffrl.support.statistics import SINGLE
 from diffrl.training import checkpoint
-from diffrl.tuning.config import NFTConfig
-from diffrl.tuning.distil import DistilLearner, Teacher, student_map
-from diffrl.tuning.distil_config import DistilConfig, student_config
+from diffrl.tuning.config import FORWARD, NFTConfig
+from diffrl.tuning.distil import DistilLearner, Teacher, keep_critics, student_map
+from diffrl.tuning.distil_config import DistilConfig, keeps_critics, student_config
 from diffrl.tuning.target import forward_policy, untrained_critics
 from tests.rounding import rounding
-from tests.runs.made_runs import made_run
+from tests.runs.made_runs import made_run, small
 from tests.training.conftest import assert_same_run
 from tests.tuning.conftest import BANDIT, SMALL, target_run
 
+KEPT = [(to, name) for to in ("consistency", "reflow") for name in FORWARD if keeps_critics(name, to)]
+"""Students and the agents whose critics they keep."""
 TEACHERS: tuple[AgentConfig, ...] = (DiffusionBC(**SMALL), EDP(**SMALL), BFN(**SMALL))
 MEAN, STD = torch.tensor([0.2, -0.3]), torch.tensor([0.2, 0.15])
 """The Gaussian that `gaussian` teachers know."""
@@ -317,6 +321,43 @@ def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
                 finetune_policy(NFTConfig(run, advantages="critics"), steps=2, quiet=True)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize(("to", "name"), KEPT)
+def test_critics_are_kept_where_they_are_the_same_function(to: str, name: str, layer_norm: bool) -> None:
+    """Of every pair of teacher and student: to the bit, and for all networks that the teacher may have."""
+    for networks in ("published", "ours"):
+        config = small(name, critic_layer_norm=layer_norm, networks=networks)
+        teacher = built(config)
+        student = student_config(config, DistilConfig(start_run=Path(), to=to), (0.1, 5.0)).build(3, 2, (0, 1))  # type: ignore[arg-type]
+        keep_critics(student, teacher)
+        o, a = drawn(2, 50, 3), drawn(2, 50, 2, seed=1)
+        for critics in ("critic", "target_critic"):
+            assert torch.equal(student.networks[critics](o, a), teacher.networks[critics](o, a))
+
+
+def test_a_student_that_reads_its_teachers_critics_wrongly_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of idql's that an older version made; those of today, whose critics have no say, say nothing."""
+    idql = IDQL(**SMALL, blocks=1, act_candidates=3)
+    start = target_run(tmp_path / "start", idql, steps=2, eval_every=2, eval_episodes=1, seeds=(0,))
+    made = distilled(start, tmp_path / "run", steps=2)
+    for old in (False, True):
+        if old:  # its config.yaml as it was
+            run = Run.read(made)
+            agent = dataclasses.replace(run.config.agent, act_candidates=3)  # type: ignore[call-arg]
+            dataclasses.replace(run, config=dataclasses.replace(run.config, agent=agent)).write_config()
+        said = []
+        for look in (
+            lambda: diffrl.load_policy(made),
+            lambda: diffrl.evaluate(made, episodes=1),
+            lambda: export(made, Path(tempfile.mkdtemp(dir=tmp_path))),
+        ):
+            look()
+            said.append(" ".join(capsys.readouterr().err.split()))
+        assert ["Its critics choose among its actions, and wrongly" in text for text in said] == [old] * 3
+
+
 def test_what_cannot_be_distilled_says_so(cloned: Path, tmp_path: Path) -> None:
     for config in (TD3BC(**SMALL), FQL(**SMALL), ConsistencyAC(**SMALL)):
         start = made_run(tmp_path / config.name, config, BANDIT)
@@ -368,6 +409,9 @@ def test_an_untrained_start_is_named(
     start: str, cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At step 0 a policy is as it was made; at its last checkpoint it is not, and that is named."""
+    if start == "online":  # which cloning does not
+        fields: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
+        cloned = target_run(tmp_path / "start", DiffusionQL(**SMALL), **fields)
     last = checkpoint.steps(cloned)[-1]
     named = f"At step 0 the policy that acts is untrained: as it was made. --start-checkpoint {last} names a trained"
     for which, told in (("0", True), ("last", False)):

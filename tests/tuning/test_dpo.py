@@ -19,6 +19,7 @@ from diffrl.runs.run import Run
 from diffrl.runs.tune import PREFERENCES, finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
+from diffrl.training.logs import read_scores
 from diffrl.tuning.config import DPOConfig
 from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
 from tests.training.conftest import assert_same_run
@@ -224,3 +225,14 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
     )
     assert command(["--resume", str(tmp_path / "run"), "--steps", "15"]) == 0
     assert checkpoint.steps(tmp_path / "run")[-1] == 15
+
+
+@pytest.mark.parametrize("steps", [7, 19, 25])
+def test_a_run_is_evaluated_ten_times_at_most(steps: int, cloned: Path, tmp_path: Path) -> None:
+    """By default, beside step 0, evenly and after the last step; of fewer updates than ten after each."""
+    few: dict[str, Any] = {"pairs": 8, "segment": 4, "batch_size": 4}
+    run = finetune_policy(DPOConfig(cloned, **few), steps=steps, eval_episodes=1, out=tmp_path / "run", quiet=True)
+    found = [entry["step"] for entry in read_scores(run)["evaluations"]]
+    assert (found[0], found[-1]) == (0, steps)
+    assert min(steps, 5) <= len(found) - 1 <= 10
+    assert len(set(np.diff(found[:-1]))) == 1

@@ -24,6 +24,8 @@ from diffrl.diffusion.chain import at_steps
 from diffrl.nets import seed_generator
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
+from diffrl.runs.study.protocols import result
+from diffrl.runs.study.scores import Scores
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
@@ -189,7 +191,7 @@ def test_environments_go_on_from_episode_to_episode() -> None:
 def tuned(cloned: Path, out: Path, **fields: Any) -> Path:
     settings = {name: fields.pop(name) for name in list(fields) if name in DPPOConfig.__dataclass_fields__}
     config = DPPOConfig(start_run=cloned, **(QUICK | settings))
-    return finetune_policy(config, out=out, quiet=True, **({"steps": 200, "eval_every": 80} | fields))
+    return finetune_policy(config, out=out, **({"steps": 200, "eval_every": 80, "quiet": True} | fields))
 
 
 def test_a_policy_of_another_sampler_is_tuned_and_acts_by_the_posterior(tmp_path: Path) -> None:
@@ -233,6 +235,38 @@ def test_a_run_is_like_any_other(cloned: Path, tmp_path: Path) -> None:
     assert len(diffrl.evaluate(run, episodes=3, which=["last"], quiet=True)["last"]["returns"]) == 2
 
 
+def test_no_evaluation_of_an_untouched_policy_is_the_best(
+    cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the critic learns alone it is that of step 0, in other episodes; of such alone, one is, which is said."""
+    run = tuned(cloned, tmp_path / "run", steps=120, eval_every=40, critic_warm_up=2, quiet=False)
+    same = "Up to step 80 its policy is the one that it started with, while its critic learns alone (--critic-warm-up)."
+    assert same in " ".join(capsys.readouterr().err.split())
+    start = checkpoint.load(cloned, 500).learner
+    moved = [
+        not all(torch.equal(tensor, start[name]) for name, tensor in checkpoint.load(run, step).learner.items())
+        for step in (80, 120)
+    ]
+    assert moved == [False, True]
+    found = json.loads((run / "scores.json").read_text())
+    values = np.array([entry["mean_return"] for entry in found["evaluations"]])
+    assert (values[:3].max(0) > values[3]).any()  # by the noise of other episodes
+    assert [best["step"] for best in found["best"]] == [120, 120]
+    assert diffrl.evaluate(run, episodes=1, which="best", quiet=True)["best"]["step"] == [120, 120]
+    rows = Scores.of_runs([run]).rows
+    assert [result([row for row in rows if row.seed == seed], "best") for seed in (0, 1)] == values[3].tolist()
+    del found["unchanged_until"]  # as older versions wrote it
+    found["best"] = []
+    (run / "SHA256SUMS").unlink()
+    (run / "scores.json").write_text(json.dumps(found))
+    assert diffrl.evaluate(run, episodes=1, which="best", quiet=True)["best"]["step"] == [120, 120]
+    found["evaluations"] = found["evaluations"][:3]
+    (run / "scores.json").write_text(json.dumps(found))
+    capsys.readouterr()
+    assert set(diffrl.evaluate(run, episodes=1, which="best")["best"]["step"]) <= {0, 40, 80}
+    assert same in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_frozen_start_is_loaded_with_the_policy(cloned: Path, tmp_path: Path) -> None:
     run = tuned(cloned, tmp_path / "run", tuned_steps=2)
     learner = final_state(run)
@@ -243,8 +277,10 @@ def test_a_frozen_start_is_loaded_with_the_policy(cloned: Path, tmp_path: Path) 
     assert diffrl.load_policy(run)(np.zeros(1, np.float32)).shape == (2,)
     with pytest.raises(UserError, match="a second time"):
         tuned(run, tmp_path / "again")
+    valued = target_run(tmp_path / "ql", DiffusionQL(**SMALL), steps=2, eval_every=2, seeds=(0,))
+    frozen = tuned(valued, tmp_path / "frozen", tuned_steps=2, steps=80)
     with pytest.raises(UserError, match="a second time"):
-        diffrl.online(run, out=tmp_path / "online", steps=20, warm_up=0)
+        diffrl.online(frozen, out=tmp_path / "online", steps=20, warm_up=0)
 
 
 def test_diffusion_ql_is_tuned_as_a_policy_alone(tmp_path: Path) -> None:

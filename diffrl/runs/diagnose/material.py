@@ -218,4 +218,4 @@ def start_policy(
         return models[0][0], denoise
 
     start(observations[:, :1])  # an agent without a model says so now
-    return start, f"{reference} ({other.config.agent.name})"
+    return start, f"{reference} ({other.agent_name})"

@@ -99,6 +99,7 @@ def diagnose(
     about = {
         "run": str(run.path),
         "agent": run.config.agent.name,
+        "called": run.agent_name,
         "dataset": run.config.dataset,
         "seeds": list(run.config.seeds),
         "step": step,

@@ -1,7 +1,8 @@
 """What `diffrl diagnose` shows of its answers: tables, and one page of plots."""
 
+import textwrap
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, ORANGE, GREEN, "#8456a8", "#b5443c", "#2b9fa8", GREY)
 
 
+_ACROSS, _HANDLE = 58, 7
+"""Letters of a legend across a plot, and how many of them its line or patch before a label takes."""
 _ROUNDING = 1e-9
 """A KL, in nats, that rounding alone makes: errors of float32 networks, about 1e-6, are squared and weighed by less
 than 1e3."""
@@ -39,7 +42,7 @@ def print_diagnosis(result: dict[str, Any]) -> None:
     about = result["about"]
     seeds = ", ".join(map(str, about["seeds"]))
     out.print(
-        f"[bold]{about['run']}[/]: {about['agent']} on {about['dataset']}, step {about['step']:,}, seeds {seeds}; "
+        f"[bold]{about['run']}[/]: {about['called']} on {about['dataset']}, step {about['step']:,}, seeds {seeds}; "
         f"{about['rows']:,} rows. ±: standard error over seeds, in losses over rows."
     )
     for table, remarks in (_training(result), _complexity(result), _sampling(result), _tuning(result)):
@@ -190,7 +193,10 @@ def plot_diagnosis(result: dict[str, Any], path: Path) -> Path:
     axes = figure.subplots(2, 3)
     about = result["about"]
     step = f"step {about['step']:,}{', diverged' * bool(about['diverged'])}"
-    figure.suptitle(f"{about['agent']} on {called(about['dataset'])}, {step}", fontsize=13)
+    title = f"{about['called']} on {called(about['dataset'])}, {step}"
+    if about["start"]:
+        title += f", compared with {PurePath(about['start']).name}"
+    figure.suptitle("\n".join(textwrap.wrap(title, 130)), fontsize=13)
     pages = {
         "Training": (_plot_losses, _plot_errors),
         "Sampling": (_plot_solvers, _plot_likelihoods),
@@ -219,7 +225,7 @@ def _plot_losses(ax: "Axes", result: dict[str, Any]) -> None:
     _noise_axis(ax, levels)
     ax.set(ylabel="|eps error|^2 a dimension", title="Denoising loss")
     ax.set_ylim(bottom=0)
-    finish(ax)
+    _finish_below(ax)
 
 
 def _noise_axis(ax: "Axes", levels: Sequence[float]) -> None:
@@ -246,7 +252,7 @@ def _plot_errors(ax: "Axes", result: dict[str, Any]) -> None:
     _noise_axis(ax, levels)
     ax.set(ylabel="|eps difference|^2 a dimension", title="Score error and generalisation gap")
     if ax.get_legend_handles_labels()[0]:
-        finish(ax)
+        _finish_below(ax)
     else:
         _absent(ax, "one checkpoint, one seed, no held-out rows:\nnothing to compare with")
 
@@ -292,7 +298,18 @@ def _finish_below(ax: "Axes", marker: float = 1) -> None:
     """Give a plot full of data our look, and its legend below its axis. marker: how much larger points are there."""
     finish(ax, None)
     style: dict[str, Any] = {"frameon": False, "fontsize": 9, "columnspacing": 1, "markerscale": marker}
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, **style)
+    columns = _columns([str(label) for label in ax.get_legend_handles_labels()[1]])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, **style)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """The most columns, up to three, of a legend of these labels that is no wider than its plot."""
+    for n in (3, 2):
+        rows = -(-len(labels) // n)
+        widest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
+        if sum(widest) + _HANDLE * len(widest) <= _ACROSS:
+            return n
+    return 1
 
 
 def _plot_actions(ax: "Axes", result: dict[str, Any]) -> None:

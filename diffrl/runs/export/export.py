@@ -49,6 +49,8 @@ def export(
     seed = opened.config.seeds[0] if seed is None else seed
     if (said := diverged(opened)) and not quiet:
         console.print(f"{run}: {said}", style="yellow", markup=False, highlight=False)
+    if (said := opened.wrong_critics) and not quiet:
+        console.print(f"{run}: {said}", style="yellow", markup=False, highlight=False)
     agent, (step,) = load_stack(opened, [seed], str(which), "cpu")
     parts, needs = _parts(opened, quiet), packages.of_agent(opened.config.agent.name)
     recorded = parts if all(part.path for part in parts) else ()

@@ -32,7 +32,7 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Curve:
-    """The true score of the policy that is the best so far, against online episodes spent."""
+    """The true score of the policy that is taken for the best, against online episodes spent."""
 
     pulls: NDArray[np.int64]
     """(T,) 1, 2, ... T"""

@@ -265,5 +265,8 @@ def aggregates_csv(summary: Summary) -> str:
 
 def scores_csv(summary: Summary) -> str:
     """Every evaluation, in the columns that `diffrl report --csv` reads."""
+    rows = summary.scores.rows
     header = ["task", "agent", "seed", "step", "minutes", "score", "run"]
-    return to_csv(header, [list(row) for row in summary.scores.rows])
+    if all(row.learned for row in rows):
+        return to_csv(header, [list(row[:-1]) for row in rows])
+    return to_csv([*header, "learned"], [[*row[:-1], int(row.learned)] for row in rows])

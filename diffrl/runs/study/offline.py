@@ -4,6 +4,7 @@ Each estimate is to be compared only among policies of one task; the cloning los
 - fqe: `fqe.fitted_values` on the run's data, with its discount and the policy's own actions;
 - critics: (1 - gamma) E Q(s_0, pi(s_0)) by the run's own critics, aggregated as in their target, at the data's initial
   states; rewards that training tuned, (r - shift) / scale, are turned back, which is exact where episodes do not end;
+  of critics whose targets are normalised there is none, as their Q is in no unit;
 - bc loss: minus the policy's cloning loss, the mean of `bc_loss` in metrics.csv since the evaluation before: what
   Diffusion-QL's "offline" selection ranks checkpoints by (Wang, Hunt & Zhou 2023, arXiv 2208.06193, appendix).
 """
@@ -59,9 +60,10 @@ def estimates(policies: Sequence[Policy], config: FQEConfig, quiet: bool = False
             left_out["Scores from a file have no policies to be evaluated by the data."] = None
             continue
         run = Run.read(policy.run)
-        found[BC_LOSS][i] = -cloning_loss(policy)
         try:
-            acting.append((i, run, _offline_agent(run, policy)))
+            _require_offline(run)
+            found[BC_LOSS][i] = -cloning_loss(policy)
+            acting.append((i, run, _agent(run, policy)))
         except UserError as error:
             left_out[f"Not evaluated by the data: {error}"] = None
     try:
@@ -72,6 +74,10 @@ def estimates(policies: Sequence[Policy], config: FQEConfig, quiet: bool = False
     if material is not None:
         data, tuned = material
         for i, run, agent in acting:
+            if isinstance(agent.config, CriticConfig) and not agent.config.q_in_rewards:
+                left_out[f"Not evaluated by critics: {run.path} normalises their targets, and their Q has no unit."] = (
+                    None
+                )
             found[CRITICS][i] = critics_value(
                 agent, run.preprocessing, data.starts, *tuned[run.config.agent.reward_tune]
             )
@@ -101,12 +107,14 @@ def cloning_loss(policy: Policy) -> float:
 
 
 def critics_value(agent: Agent, preprocessing: Preprocessing, starts: Tensor, shift: float, scale: float) -> float:
-    """(1 - gamma) E Q(s_0, pi(s_0)) in the data's rewards, by the agent's own critics; nan where it has none.
+    """(1 - gamma) E Q(s_0, pi(s_0)) in the data's rewards, by the agent's own critics.
+
+    nan where it has none, or where their Q is in no unit.
 
     agent: of one seed. starts: (B, O), as the environment has them. shift, scale: rewards were (r - shift) / scale.
     """
     config, critic = agent.config, agent.networks.get("critic")
-    if not isinstance(config, CriticConfig) or critic is None:
+    if not isinstance(config, CriticConfig) or not config.q_in_rewards or critic is None:
         return math.nan
     z = preprocessing.observations(starts)[None]
     with torch.no_grad():
@@ -115,10 +123,14 @@ def critics_value(agent: Agent, preprocessing: Preprocessing, starts: Tensor, sh
     return float((1 - config.discount) * q * scale + shift)
 
 
-def _offline_agent(run: Run, policy: Policy) -> Agent:
-    """The agent of a policy. Raises UserError where it cannot be evaluated by the data of its run."""
+def _require_offline(run: Run) -> None:
+    """Raise UserError where a run has learned from more than its data: no criterion then compares it with others."""
     if run.kind != OFFLINE:
         raise UserError(f"{run.path} is a run of kind {run.kind}, whose policy has learned from other data too.")
+
+
+def _agent(run: Run, policy: Policy) -> Agent:
+    """The agent of a policy. Raises UserError where its actions cannot be asked for state by state."""
     agent = load_agent(run, policy.seed, str(policy.step))
     if isinstance(agent, Planner):
         raise UserError(f"{run.path}: {policy.agent} plans, and its actions are not of a state alone.")

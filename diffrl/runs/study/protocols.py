@@ -1,9 +1,9 @@
 """Which evaluations of a run are its result: the last, the best, the mean of the last three; and how soon it got there.
 
     last    the last evaluation of each seed. Nothing is chosen: it is what a user of the algorithm gets.
-    best    the best evaluation of each seed, each at a step of its own. It is chosen by the evaluations it is then
-            judged by, so it is too high: the more evaluations and the fewer episodes, the more. Diffusion-QL's
-            published "online" scores and CORL's "best" are of this kind.
+    best    the best evaluation of each seed, each at a step of its own, of those whose policy has learned anything in
+            the run. It is chosen by the evaluations it is then judged by, so it is too high: the more evaluations and
+            the fewer episodes, the more. Diffusion-QL's published "online" scores and CORL's "best" are of this kind.
     last3   the mean of the last three evaluations of each seed (of fewer, where there are no three): less noise than
             the last alone, and nothing is chosen.
 
@@ -32,7 +32,7 @@ def result(rows: Sequence[Row], protocol: Protocol) -> float:
     """One seed's result by a protocol. rows: its evaluations, one or more, in the order of steps."""
     scores = [row.score for row in rows]
     if protocol == "best":
-        return max(scores)
+        return max([row.score for row in rows if row.learned] or scores)
     return float(np.mean(scores[-1:] if protocol == "last" else scores[-3:]))
 
 

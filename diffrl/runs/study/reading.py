@@ -14,6 +14,7 @@ from diffrl.runs.kind import OFFLINE, kind_of
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import By
 from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
+from diffrl.runs.unchanged import unchanged_until
 from diffrl.support.errors import UserError, joined
 from diffrl.support.failure import error_of
 from diffrl.support.folder import IMAGES
@@ -23,6 +24,7 @@ from diffrl.training.logs import read_scores
 from diffrl.tuning.distil_config import DISTIL
 from envs import registry
 from envs.datasets import called
+from envs.ogbench import names as ogbench
 from envs.task import benchmark_family
 
 _NOT_SETTINGS = (
@@ -82,6 +84,7 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
         more = f" {len(left_out) - 1} more could not be used." if len(left_out) > 1 else ""
         why = left_out[0].removeprefix("Left out: ") if left_out else "No folder was given."
         raise UserError(f"No run has scores to report. {why}{more}")
+    read = _default_tasks_joined(read)
     environments = _environments(read)
     if by == "environment":
         read, notes = _by_environment(read, environments)
@@ -98,7 +101,8 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
         agent = names[one.path]
         if units.setdefault(one.task, one.unit) != one.unit:
             raise UserError(f"{one.path} has {one.unit}s on {one.task}, other runs have not: they do not compare.")
-        minutes = minutes_of(Path(one.path))
+        minutes, unchanged = minutes_of(Path(one.path)), unchanged_until(one.run)
+        learned = any(entry["step"] > unchanged for entry in one.scores["evaluations"])
         for i, seed in enumerate(one.seeds):
             owner = owners.setdefault((one.task, agent, seed), one.path)
             for entry in one.scores["evaluations"]:
@@ -110,6 +114,7 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
                     minutes.get(entry["step"], math.nan),
                     float(entry.get("score", entry["mean_return"])[i]),
                     one.path,
+                    not learned or entry["step"] > unchanged,
                 )
                 if owner != one.path:
                     raise UserError(twice(row, owner, one.path))
@@ -163,15 +168,7 @@ def _read(folder: str) -> _Read:
     seeds = list(run.config.seeds)
     if len(scores["evaluations"][0]["returns"]) != len(seeds):
         raise UserError(f"{path} is damaged: its scores are not of its {len(seeds)} seeds. Restore it from a copy.")
-    return _Read(folder, run, task_name(run.config), _agent(run), _settings(run), seeds, scores)
-
-
-def _agent(run: Run) -> str:
-    """What a run's agent is called: with the kind of its run, or of a student with its teacher's agent."""
-    name = run.config.agent.name
-    if run.teacher:
-        return f"{name}, distilled from {run.teacher}"
-    return name if run.kind == OFFLINE else f"{name} {run.kind}"
+    return _Read(folder, run, task_name(run.config), run.agent_name, _settings(run), seeds, scores)
 
 
 def task_name(config: TrainConfig) -> str:
@@ -204,6 +201,22 @@ def _settings(run: Run) -> dict[str, Any]:
 
     add("", tree)
     return flat
+
+
+def _default_tasks_joined(read: Sequence[_Read]) -> list[_Read]:
+    """The runs, with one name for a task of OGBench's that they call by two, its number and the default task's."""
+    names: dict[str, set[str]] = {}
+    for one in read:
+        with contextlib.suppress(UserError):
+            if (meant := ogbench.parse(one.run.config.dataset)) is not None:
+                names.setdefault(repr(meant), set()).add(one.run.config.dataset)
+    shorter = {name: min(alike, key=len) for alike in names.values() for name in alike}
+
+    def renamed(one: _Read) -> _Read:
+        config = dataclasses.replace(one.run.config, dataset=shorter[one.run.config.dataset])
+        return dataclasses.replace(one, run=dataclasses.replace(one.run, config=config), task=task_name(config))
+
+    return [renamed(one) if one.run.config.dataset in shorter else one for one in read]
 
 
 def _environments(read: Sequence[_Read]) -> dict[str, str]:
@@ -358,7 +371,7 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
         if last < wanted:
             begins = "The" if wholly(one.run) else "Not finished: the"
             notes.append(Note(one.path, f"{begins} last evaluation is at step {last:,} of {wanted:,}."))
-        own = logs.Scores(Path(one.path), {})
+        own = logs.Scores(Path(one.path), {logs.UNCHANGED: unchanged_until(one.run)})
         for which, step in (("last", last), ("best", min(own.best_steps()))):
             if untrained := one.run.untrained(step):
                 notes.append(Note(one.path, f"Its {which} evaluation is at step {step:,}. {untrained}"))

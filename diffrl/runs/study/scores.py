@@ -44,6 +44,8 @@ class Row(NamedTuple):
     """The mean over the evaluation's episodes: a normalised score x100, or a return (`Scores.units`)."""
     run: str = ""
     """The run's folder, or the CSV file."""
+    learned: bool = True
+    """Whether the policy has learned anything in the run: what it began with is none of its best."""
 
 
 class Note(NamedTuple):
@@ -280,7 +282,8 @@ def _row(where: str, cells: Mapping[str, str], source: str) -> Row:
     minutes = number(where, "minutes", cells["minutes"]) if cells.get("minutes") else math.nan
     advice = " A run that failed has a score too: give it, or leave the whole run out and say so."
     score = number(where, "score", cells["score"], advice=advice)
-    return Row(cells["task"], cells["agent"], int(seed), int(step), minutes, score, source)
+    learned = cells.get("learned", "") != "0"
+    return Row(cells["task"], cells["agent"], int(seed), int(step), minutes, score, source, learned)
 
 
 def number(where: str, name: str, text: str, whole: bool = False, advice: str = "") -> float:

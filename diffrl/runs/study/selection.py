@@ -1,6 +1,7 @@
 """Which policy of many, and how good is it: online by a bandit, offline by what the data say. One folder of results."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class Selection:
     measured: Sequence[Measured]
     notes: Sequence[str]
     """Sentences on what is missing."""
+    arms: int
+    """The policies that a trial of the bandit draws, where there are more."""
 
 
 def select(policies: Policies, bandit_config: BanditConfig, fqe: FQEConfig, quiet: bool = False) -> Selection:
@@ -87,7 +90,7 @@ def select(policies: Policies, bandit_config: BanditConfig, fqe: FQEConfig, quie
         notes += said
         for group in groups:
             measured += _measured(task, group, of_task, found[task])
-    return Selection(policies, curves, found, measured, list(dict.fromkeys(notes)))
+    return Selection(policies, curves, found, measured, list(dict.fromkeys(notes)), bandit_config.arms)
 
 
 def _of_episodes(policies: Policies) -> str:
@@ -137,7 +140,7 @@ def _measured(task: str, group: str, policies: Sequence[Policy], values: Estimat
 
 
 def bandit_table(found: Selection, pulls: Sequence[int] = (1, 5, 10, 25, 50, 100, 200)) -> Table:
-    """The score of the policy that is the best so far, after some numbers of online episodes."""
+    """The true score of the policy that is taken for the best, after some numbers of online episodes."""
     most = len(next(iter(found.curves.values())).pulls)
     shown = [n for n in pulls if n < most] + [most]
     rows = []
@@ -150,7 +153,9 @@ def bandit_table(found: Selection, pulls: Sequence[int] = (1, 5, 10, 25, 50, 100
         rows.append([Cell(text) for text in (task, group, str(n), *cells)])
     note = (
         "The true score of the policy that a UCB bandit takes for the best after so many online episodes (unifloral's "
-        "protocol), with 95 % bootstrap intervals over trials. Returns where a task has no reference scores."
+        "protocol), with 95 % bootstrap intervals over trials. It falls where another policy is taken for the best by "
+        f"luck. Of more than {found.arms} policies a trial draws {found.arms}. Returns where a task has no reference "
+        "scores."
     )
     header = ("task", "among", "policies", *(f"after {k:,}" for k in shown))
     return Table("bandit", "The best policy by online episodes", header, rows, note, labels=2)
@@ -219,15 +224,18 @@ def figure(found: Selection) -> "Figure":
                 ax.plot(curve.pulls, curve.mean, color=shade, label=group, linestyle="--" if group == ALL else "-")
                 ax.fill_between(curve.pulls, curve.low, curve.high, color=shade, alpha=0.2, linewidth=0)
         unit = "return" if found.policies.units[task] == RETURN else "score x100"
-        ax.set(xscale="log", xlabel="online episodes", ylabel=f"{unit} of the best so far", title=task)
+        ax.set(xscale="log", xlabel="online episodes", ylabel=f"true {unit} of the policy\ntaken for the best")
+        ax.set_title(textwrap.fill(task, 34), fontsize=10)
         ends = np.array([(curve.low, curve.high) for (of, _), curve in found.curves.items() if of == task])
         if np.ptp(ends) <= 1e-6 * np.abs(ends).max():  # a single value, as of one policy, or of some that are alike
-            around = float(np.abs(ends).max()) / 10 or 1.0
-            ax.set_ylim(ends.mean() - around, ends.mean() + around)
+            around = float(np.abs(ends).max()) / 10
+            ax.set_ylim(*((ends.mean() - around, ends.mean() + around) if around else (-0.05, 1)))  # a 0 at the bottom
         ax.ticklabel_format(axis="y", useOffset=False)
         finish(ax, None)
     lines = {line.get_label(): line for ax in drawn.axes for line in ax.get_lines()}
-    drawn.legend(lines.values(), [*map(str, lines)], loc="outside lower center", ncols=3, frameon=False)
+    sizes = [len(found.policies.of(task, None if group == ALL else group)) for task, group in found.curves]
+    few = f"A trial of the bandit draws {found.arms} of a line's policies." if max(sizes) > found.arms else None
+    drawn.legend(lines.values(), [*map(str, lines)], loc="outside lower center", ncols=3, frameon=False, title=few)
     return drawn
 
 

@@ -1,0 +1,41 @@
+"""How long the policy of a run stays as it was at step 0: no evaluation till then is a best one."""
+
+from collections.abc import Callable
+
+from diffrl.runs.config import OnlineConfig
+from diffrl.runs.kind import OFFLINE, ONLINE, SETTINGS
+from diffrl.runs.run import Run
+from diffrl.support.schema import Natural, held
+from diffrl.tuning import config as tuning
+
+
+def unchanged_until(run: Run) -> int:
+    """The last step at which the policy that acts has surely learned nothing in the run.
+
+    Of an offline run its agent's `untrained_steps`, of an online one its warm-up, of a policy that is fine-tuned in an
+    environment the iterations in which the critic learns alone; else 0.
+    """
+    if run.kind == OFFLINE:
+        return run.config.agent.untrained_steps
+    settings = run.settings or {}
+    if run.kind == ONLINE:
+        return int(held(settings.get("warm_up", OnlineConfig.warm_up), Natural, f"warm_up in {run.path / SETTINGS}"))
+    if run.kind not in tuning.ALGORITHMS:
+        return 0
+    return tuning.critic_alone(tuning.from_dict(settings, str(run.path)))
+
+
+def unchanged(run: Run, step: int) -> str:
+    """A sentence where a run that started from another one still has that one's policy at this step; else ""."""
+    if run.kind == OFFLINE or run.teacher or step > (last := unchanged_until(run)):
+        return ""
+    if not last:
+        return "At step 0 its policy is the one that it started with."
+    why = "it only collects (--warm-up)" if run.kind == ONLINE else "its critic learns alone (--critic-warm-up)"
+    return f"Up to step {last:,} its policy is the one that it started with, while {why}."
+
+
+def tell_unchanged(run: Run, say: Callable[[str], None]) -> None:
+    """Say so where evaluations in training will be of the policy that the run started with."""
+    if run.task.env_id is not None and (said := unchanged(run, min(run.config.eval_every, run.config.steps))):
+        say(f"{said} No evaluation up to there counts as its best.")
