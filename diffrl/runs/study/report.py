@@ -8,7 +8,7 @@ from diffrl.runs.study.page import MARK, Figures, page
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.study.tables import Table
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, beginning
 from diffrl.support.plots import save_pdf
 
 PAGE = "index.html"
@@ -80,7 +80,7 @@ def _old(out: Path) -> list[Path]:
     if (out / "run.json").exists():
         raise UserError(f"{out} is a run's folder, and the report is to have its own: choose another --out.")
     page = out / PAGE
-    if page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if page.is_file() and MARK in beginning(page):
         drawn = [path for path in (out / "figures").glob("*.svg") if draw.named_by_us(path.stem)]
         return [out / "figures.pdf", *drawn]
     if there := next((out / name for name in (PAGE, *FILES) if (out / name).exists()), None):

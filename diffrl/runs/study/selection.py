@@ -19,7 +19,7 @@ from diffrl.runs.study.scores import RETURN
 from diffrl.runs.study.statistics import Interval
 from diffrl.runs.study.tables import Cell, Table, to_csv
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, beginning
 from diffrl.support.plots import DISTINCT, finish, save, save_pdf
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def refuse_others(out: Path) -> None:
     if (out / "run.json").exists():
         raise UserError(f"{out} is a run's folder, and the selection is to have its own: choose another --out.")
     page = out / PAGE
-    if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
+    if page.is_file() and not beginning(page).startswith(_MARK):
         raise UserError(f"{page} is none of ours, and is not overwritten: choose another --out.")
 
 
