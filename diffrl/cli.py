@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from diffrl.support.errors import UserError, closest, joined, shortened
+from diffrl.support.errors import UserError, closest, joined, printable, shortened
 from diffrl.support.stopping import Interrupted, stop_signals
 
 HELP = """diffrl: offline reinforcement learning on one diffusion core
@@ -267,12 +267,12 @@ def _command(words: Sequence[str]) -> int:
         with registry:
             return VERBS[words[0]](_help_first(words[0], words[1:]))
     except UserError as error:
-        print(f"diffrl: {error}", file=sys.stderr)
+        print(f"diffrl: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # see `main`
         raise
     except OSError as error:  # a disk that is full, a folder that may not be written
-        print(f"diffrl: {shortened(str(error))}", file=sys.stderr)
+        print(f"diffrl: {printable(shortened(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         again = f"Stopped. Begin again with `{shlex.join(['diffrl', *words])}`."

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
+
+from diffrl.support.console import Console
 
 State = Literal["works", "missing", "note"]
 MARKS: dict[State, str] = {"works": "[green]ok[/]", "missing": "[yellow]--[/]", "note": ""}

@@ -63,13 +63,11 @@ class Report:
         """Write the report, print its main table, say where the page is."""
         import math
 
-        from rich.console import Console
-
         from diffrl.runs.study.contents import aggregate_table
         from diffrl.runs.study.report import write_report
         from diffrl.runs.study.scores import Scores
         from diffrl.runs.study.summary import Summary
-        from diffrl.support.console import console
+        from diffrl.support.console import Console, console
         from diffrl.support.errors import UserError
         from diffrl.support.files import to_write
         from diffrl.support.schema import refusal

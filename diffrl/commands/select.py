@@ -49,10 +49,8 @@ class Select:
 
     def run(self) -> int:
         """Write the selection, print its tables, say where they are."""
-        from rich.console import Console
-
         from diffrl.runs.study.scores import run_folders
-        from diffrl.support.console import console
+        from diffrl.support.console import Console, console
         from diffrl.support.errors import UserError
         from diffrl.support.files import to_write
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diffrl.support.errors import DataError
+from diffrl.support.errors import DataError, printable
 
 USER, BENCHMARK, FILE = "--env", "the benchmark", "the file's metadata"
 """Where a specification may come from; of a Minari data set it is the name of Minari's field."""
@@ -21,8 +21,8 @@ ENV_KEYS = ("env_id", "env_spec", "env_origin")
 """What of a data set's metadata is about its environment."""
 NO_LIMIT = -1
 """As `max_episode_steps`: episodes have no time limit. `gymnasium.make` has the same number for it."""
-_SHOWN = 40
-"""Characters of an argument's value that are shown."""
+_SHOWN, _MOST = 40, 200
+"""Characters of an argument's value that are shown; of an id, and of all arguments."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ class EnvSpec:
             parts.append(f"{limit} steps")
         if self.wrappers:
             parts.append("in " + ", ".join(str(wrapper["name"])[:_SHOWN] for wrapper in self.wrappers))
-        return f"{self.id}({', '.join(parts)})" if parts else self.id
+        name = printable(self.id, _MOST)
+        return f"{name}({printable(', '.join(parts), _MOST)})" if parts else name
 
 
 def parts_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:

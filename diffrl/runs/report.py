@@ -26,8 +26,9 @@ def print_evaluation(
     result: dict[str, Any], reference: str | None, comparable: bool, episodes: int, fidelity: str = ""
 ) -> None:
     """The table of `diffrl evaluate`. fidelity: a line on how the environment compares with D4RL's, below the table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from diffrl.support.console import Console
 
     kind = "scores" if reference else "returns"
     title, own = "Return", False

@@ -4,12 +4,23 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+from typing_extensions import override
 
-from diffrl.support.errors import counted
+from diffrl.support.errors import counted, printable
+
+
+class Console(rich.console.Console):
+    """One that prints no control characters of texts and of tables' cells: see `printable`."""
+
+    @override
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -33,7 +33,7 @@ def _over_seeds(values: Sequence[float], digits: int = 3) -> str:
 
 def print_diagnosis(result: dict[str, Any]) -> None:
     """Print the three questions' tables, and what to do where an answer is missing."""
-    from rich.console import Console
+    from diffrl.support.console import Console
 
     out = Console(width=None if console.is_terminal else 120, highlight=False)
     about = result["about"]

@@ -108,7 +108,7 @@ class Table:
 
         The last column stays where it can, and the first ones of numbers as far as they fit.
         """
-        from rich.console import Console
+        from diffrl.support.console import Console
 
         console = Console(width=10_000)
         most = len(self.header) - 1
