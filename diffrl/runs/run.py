@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
 
+from diffrl.data.env_spec import LONGEST, NO_LIMIT
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
@@ -43,7 +44,7 @@ from diffrl.support.folder import (
 )
 from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
-from diffrl.support.schema import Count, Limit, Many, Natural, held
+from diffrl.support.schema import Count, Limit, Many, Natural, Range, held
 from diffrl.training import checkpoint
 from envs.task import NOT_KEPT, Task, capped, fitting_env
 
@@ -257,6 +258,9 @@ class Run:
             told = schema.read(
                 _About, {name: about[name] for name in _ABOUT if name in about}, f"{path} is damaged: {ABOUT}"
             )
+            task = Task(**told.task)
+            limits = Annotated[int, Range(NO_LIMIT, LONGEST)] | None
+            held(task.max_episode_steps, limits, f"{path} is damaged: {ABOUT}: task.max_episode_steps")
             preprocessing = Preprocessing.from_state_dict(tensors)
             sizes = told.observation_size, told.action_size
             for part, size in zip((preprocessing.observations, preprocessing.actions), sizes, strict=True):
@@ -265,7 +269,7 @@ class Run:
             return cls(
                 path,
                 dataclasses.replace(configuration.load(path / "config.yaml", of_run=True), out=path),
-                Task(**told.task),
+                task,
                 *sizes,
                 preprocessing,
                 told.value_limit,

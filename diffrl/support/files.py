@@ -320,10 +320,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = to_write(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_abandoned(path.parent, path.name)
-    temporary, lock = _temporary(path)
+    with _named(path):
+        temporary, lock = _temporary(path)
     inner = temporary / path.name
     try:
-        yield inner
+        with _named(path, temporary):
+            yield inner
         for file in [inner] if inner.is_file() else sorted(p for p in inner.rglob("*") if p.is_file()):
             _fsync(file)
         inner.replace(path)
@@ -332,6 +334,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def or_removed(folder: Path) -> Iterator[None]:
+    """In the block a folder is made and filled: where that fails, one that was not there before goes again."""
+    there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let errors of the system's in the block name the file that is written, and not a temporary one or none."""
+    try:
+        yield
+    except OSError as error:
+        of = None if error.filename is None else Path(os.fsdecode(error.filename))
+        unnamed = of is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        if temporary is None or unnamed or (of is not None and temporary in (of, *of.parents)):
+            error.filename = str(path)
+        raise
 
 
 def by_umask(folder: Path) -> None:

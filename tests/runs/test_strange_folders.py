@@ -1,5 +1,9 @@
-"""Folders of runs from somebody else: pipes and devices for files, numbers out of range, parts that are lost."""
+"""Folders of runs from somebody else: pipes and devices for files, numbers out of range, parts that are lost.
 
+And places that take nothing: folders that may not be read or written, disks that are full.
+"""
+
+import errno
 import json
 import os
 import shutil
@@ -15,6 +19,7 @@ from diffrl.cli import main
 from diffrl.runs.config import TrainConfig
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError
+from diffrl.support.files import atomic_path
 from diffrl.support.folder import SUMS
 
 pytestmark = pytest.mark.usefixtures("own_data")
@@ -126,6 +131,15 @@ def test_prompts_and_lists_end(tmp_path: Path) -> None:
         {"fingerprint": 3},
         {"fingerprint": None},
         {"task": None},
+        {
+            "task": {
+                "env_id": "x",
+                "env_kwargs": {},
+                "reference": None,
+                "comparable": False,
+                "max_episode_steps": 10**30,
+            }
+        },
         {"task": {"env_id": "x"}},
     ],
 )
@@ -172,6 +186,15 @@ def test_a_run_without_one_of_its_files_is_damaged(run: Path, name: str, capsys:
     assert f"Runs beside it: {run.with_name('other')}" in said(capsys)
 
 
+def test_an_ascii_terminal_gets_the_score(run: Path) -> None:
+    """Which has a plus-minus, for which such a terminal has no character."""
+    words = [sys.executable, "-m", "diffrl", "evaluate", str(run), "--episodes", "2", "--max-episode-steps", "3"]
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "COLUMNS": "200"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, **ascii_only})
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "?" in done.stdout
+
+
 def test_lost_and_damaged_scores_are_made_again_by_resume(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,3 +212,89 @@ def test_lost_and_damaged_scores_are_made_again_by_resume(
             )
         assert main(["resume", str(run)]) == 0
         assert json.loads((run / "scores.json").read_text()) == sound
+
+
+MORTAL = """
+import ctypes, os, sys
+
+ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+os.execv(sys.executable, [sys.executable, "-m", "diffrl", *sys.argv[1:]])
+"""
+
+
+def mortal(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as a process that may write only where its user may: root's is not above the modes of files."""
+    command = [sys.executable, "-c", MORTAL, *words]
+    variables = {**os.environ, "COLUMNS": "300", **variables}
+    variables.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which this process may have set
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=variables)
+
+
+def test_a_run_that_may_not_be_written_is_evaluated_all_the_same(run: Path, tmp_path: Path) -> None:
+    words = ("evaluate", str(run), "--episodes", "2", "--max-episode-steps", "3", "--which", "last")
+    run.chmod(0o555)
+    done = mortal(*words)
+    run.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.index("The scores are printed and not kept; --out FILE keeps them elsewhere")
+    assert said < done.stderr.index("In tests.training.held_env")  # before the first episode
+    assert "last" in done.stdout
+    assert not (run / "evaluation.json").exists()
+    (tmp_path / "shut").mkdir(mode=0o555)
+    done = mortal(*words, "--out", str(tmp_path / "shut" / "a.json"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"diffrl: --out {tmp_path / 'shut' / 'a.json'} cannot be written: Permission denied. Choose another place for "
+        "it.\n"
+    )
+
+
+def test_reports_and_comparisons_that_cannot_be_written_name_the_place(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, run.with_name("other"))
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0o555)
+    for words, file in (
+        (("report", str(run), "--out", str(shut / "new")), shut / "new"),
+        (("report", str(run), "--out", str(shut)), shut / "index.html"),
+        (("compare", str(run), str(other), "--episodes", "2", "--out", str(shut / "a.html")), shut / "a.csv"),
+    ):
+        done = mortal(*words)
+        assert done.returncode == 2
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"diffrl: {file} cannot be written: Permission denied. Choose another place for it")
+        assert [*shut.iterdir()] == []
+
+
+def test_a_file_on_a_full_disk_is_named_as_the_user_names_it(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "a.json") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_text("x")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.json"))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_output_onto_a_full_disk_is_a_sentence() -> None:
+    for words in (["data", "list"], ["--version"], ["--help"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "diffrl", *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+            )
+        assert (done.returncode, done.stderr) == (
+            2,
+            "diffrl: What is printed cannot be written: No space left on device.\n",
+        )
+
+
+def test_a_home_that_takes_nothing_names_the_variable(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o555)
+    own = {"XDG_CACHE_HOME": "", "DIFFRL_CACHE": ""}
+    for place in (str(home), "/proc/1"):
+        done = mortal("finetune", "--reward", "jpeg", "--out", str(tmp_path / "out"), HOME=place, **own)
+        assert done.returncode == 2
+        assert "$DIFFRL_CACHE names another folder" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
