@@ -52,7 +52,7 @@ def unwritten(error: OSError) -> str:
         return f"{why} Free some space, or choose another place for it."
     if error.errno in _FORBIDDEN:
         return f"{why} Choose another place for it, or make this one writable."
-    return str(error)
+    return f"{error.filename}: {error.strerror}."
 
 
 def no_room(file: Path) -> str:

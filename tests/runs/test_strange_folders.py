@@ -113,6 +113,44 @@ def test_prompts_and_lists_end(tmp_path: Path) -> None:
             assert f"The prompts {path} cannot be read" in text
 
 
+READERS = """
+import sys
+from pathlib import Path
+
+from diffrl.images.config.pipelines import adapter_rank
+from diffrl.images.models.adapters import _read_file
+from diffrl.images.run import read_grid
+from diffrl.images.saved import has_weights
+from diffrl.runs.study.reading import minutes_of
+from diffrl.support.files import beginning
+from diffrl.training.logs import silent_share
+
+folder, pipe = Path(sys.argv[1]), Path(sys.argv[1]) / "a.safetensors"
+for read in (
+    lambda: read_grid(pipe),
+    lambda: adapter_rank(folder, "tiny-digits"),
+    lambda: _read_file(pipe),
+    lambda: has_weights(folder),
+    lambda: minutes_of(folder),
+    lambda: beginning(pipe),
+    lambda: silent_share(folder),
+):
+    try:
+        print(read())
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def test_readers_of_images_and_logs_hang_on_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    for name in ("a.safetensors", "metrics.csv", "tensorboard/events.out.tfevents.1"):
+        os.mkfifo(tmp_path / name)
+    done = subprocess.run([sys.executable, "-c", READERS, tmp_path], capture_output=True, text=True, timeout=120)
+    said = "('a.safetensors is gone, or damaged', [])"
+    assert done.stdout.splitlines() == [said, "None", "UserError", "NotAFile", "{}", "NotAFile", "0.0"], done.stderr
+
+
 @pytest.mark.parametrize(
     "changes",
     [
