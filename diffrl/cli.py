@@ -1,12 +1,13 @@
 """The command line, `diffrl VERB ...`. Each verb's code is imported when it is called."""
 
+import io
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from diffrl.support.errors import UserError, closest, joined, shortened
+from diffrl.support.errors import UserError, closest, joined, printable, shortened
 from diffrl.support.stopping import Interrupted, stop_signals
 
 HELP = """diffrl: offline reinforcement learning on one diffusion core
@@ -232,6 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Where the reader of our output has gone, as after `| head -1`, the command ends without a word and gives 1.
     SIGINT and SIGTERM end it within seconds, saved, by 130; a second one at once.
     """
+    for stream in (sys.stdout, sys.stderr):
+        strict = isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape")
+        if strict and not str(stream.encoding).lower().startswith("utf"):  # in ASCII there is no plus-minus
+            cast("io.TextIOWrapper", stream).reconfigure(errors="replace")
     try:
         try:
             with stop_signals(at_once=True, deadly=True):
@@ -239,8 +244,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # so that what is still buffered fails here, not while Python shuts down
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:  # our output, onto a disk that is full
+        _drop_output()
+        print(f"diffrl: What is printed cannot be written: {error.strerror or error}.", file=sys.stderr)
+        return 2
+
+
+def _drop_output() -> None:
+    """Let nothing more be printed: what is buffered would fail again while Python shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command(words: Sequence[str]) -> int:
@@ -267,12 +281,16 @@ def _command(words: Sequence[str]) -> int:
         with registry:
             return VERBS[words[0]](_help_first(words[0], words[1:]))
     except UserError as error:
-        print(f"diffrl: {error}", file=sys.stderr)
+        print(f"diffrl: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # see `main`
         raise
     except OSError as error:  # a disk that is full, a folder that may not be written
-        print(f"diffrl: {shortened(str(error))}", file=sys.stderr)
+        from diffrl.support.failure import unwritten
+
+        if error.filename is None and not _prints():  # see `main`
+            raise
+        print(f"diffrl: {printable(shortened(unwritten(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         again = f"Stopped. Begin again with `{shlex.join(['diffrl', *words])}`."
@@ -280,6 +298,15 @@ def _command(words: Sequence[str]) -> int:
         if said and not _is_silent():
             print(f"diffrl: {said}", file=sys.stderr)
         return Interrupted.exit_code
+
+
+def _prints() -> bool:
+    """Whether what is printed can be written where it goes: an empty line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
 
 
 def _is_silent() -> bool:

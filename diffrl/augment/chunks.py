@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffrl.augment import streams
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, read_json
+from diffrl.support.files import atomic_path, plain_file, read_bytes, read_json
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import Stopped, at_once
 
@@ -94,10 +94,12 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _whole(path: Path, sums: Path, chunk_bytes: int) -> list[str]:
     """The digests of the first chunks that are there, up to one that a kill has torn or that is damaged."""
-    known = sums.read_text(errors="replace").split() if sums.exists() else None  # older versions wrote none
+    known = None  # older versions wrote none
+    if sums.exists():
+        known = read_bytes(sums, None).decode(errors="replace").split()
     digests: list[str] = []
     if path.exists():
-        with path.open("rb") as file:
+        with plain_file(path).open("rb") as file:
             while len(data := file.read(chunk_bytes)) == chunk_bytes:
                 digests.append(hashlib.sha256(data).hexdigest())
                 if known is not None and known[len(digests) - 1 : len(digests)] != digests[-1:]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from diffrl.support.errors import counted, joined
+from diffrl.support.errors import counted, joined, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +68,7 @@ def legend(rows: Sequence[Sequence[str]], ogbench: str, seeded: Iterable[str]) -
     return found
 
 
-_LONG, _MOST, _SETTINGS = 80, 2000, 6
+_LONG, _MOST, _SETTINGS = 80, 200, 6
 """Characters from which a table of settings is shortened, characters of any value, and settings that are then shown."""
 
 
@@ -77,7 +77,7 @@ def told(key: str, value: object) -> str:
 
     Characters that a terminal would act on, and others that are not printable, are written as Python escapes them.
     """
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in f"{key[:_MOST]}: {_told(key, value)}")
+    return printable(f"{key[:_MOST]}: {_told(key, value)}").replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _told(key: str, value: object) -> str:

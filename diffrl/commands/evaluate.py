@@ -64,8 +64,20 @@ class Evaluate:
         from diffrl.runs.policy import evaluate
         from diffrl.runs.run import Run
         from diffrl.support.console import console
+        from diffrl.support.errors import UserError
+        from diffrl.support.failure import no_room
         from diffrl.support.files import atomic_path, beside
 
+        path = self.out or beside(self.run_folder, "evaluation.json")
+        if (why := no_room(path)) and self.out is not None:
+            raise UserError(f"--out {path} cannot be written: {why}. Choose another place for it.")
+        if why:
+            console.print(
+                f"{path} cannot be written: {why}. The scores are printed and not kept; "
+                "--out FILE keeps them elsewhere.",
+                style="yellow",
+                markup=False,
+            )
         run = Run.read(self.run_folder).within(self.env, self.env_kwargs, self.max_episode_steps, quiet=True)
         task = run.task
         floor = None if self.plot is None else report.floor_of(task)
@@ -86,7 +98,6 @@ class Evaluate:
         plain = {
             name: {k: v for k, v in entry.items() if k not in ("paths", "plans")} for name, entry in result.items()
         }
-        path = self.out or beside(self.run_folder, "evaluation.json")
         about = {
             "env": task.env_text,
             "env_id": task.env_id,
@@ -95,9 +106,10 @@ class Evaluate:
             "episodes": self.episodes,
             "seed": self.seed,
         }
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(about | plain, indent=1))
-        console.print(f"Written: {path}")
+        if not why:
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(about | plain, indent=1))
+            console.print(f"Written: {path}", markup=False)
         if floor is not None and self.plot is not None:
             console.print(f"Drawn:   {report.plot_episodes(self.plot, result, floor)}")
         return 0

@@ -4,6 +4,8 @@ import contextlib
 import json
 from pathlib import Path
 
+from diffrl.support.files import read_bytes
+
 GREETING = """diffrl: offline reinforcement learning on one diffusion core
 
   diffrl train diffusion_ql/maze2d-umaze-v1-small    train an agent: minutes on a CPU, then a score
@@ -29,7 +31,7 @@ def _next(about: Path) -> str:
     """The commands for the run whose run.json this is."""
     run, kind = about.parent.as_posix(), ""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged file is for the verbs to tell
-        kind = str(json.loads(about.read_text(encoding="utf-8")).get("kind"))
+        kind = str(json.loads(read_bytes(about)).get("kind"))
     look = ("compare", "what it gained, and at what price") if kind == "images" else ("evaluate", "its score")
     lines = [look, ("resume", "go on with it, or make it longer by --steps N")]
     width = max(49, len(run) + 18)

@@ -190,6 +190,8 @@ class Hdf5Table(Table):
         """The column of this name, or None; see `Table`."""
         item = find(self.file, name, str(self.path))
         if item is None:
+            if name in self.names():
+                raise DataError(f"{self.path}: {name} is damaged: in the file, but not to be found. {FETCH_AGAIN}")
             return None
         if not isinstance(item, h5py.Dataset) or item.shape is None:
             what = "is an empty data set" if isinstance(item, h5py.Dataset) else "is a group"

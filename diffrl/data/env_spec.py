@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diffrl.support.errors import DataError
+from diffrl.support.errors import DataError, printable, shown
 
 USER, BENCHMARK, FILE = "--env", "the benchmark", "the file's metadata"
 """Where a specification may come from; of a Minari data set it is the name of Minari's field."""
@@ -21,8 +21,10 @@ ENV_KEYS = ("env_id", "env_spec", "env_origin")
 """What of a data set's metadata is about its environment."""
 NO_LIMIT = -1
 """As `max_episode_steps`: episodes have no time limit. `gymnasium.make` has the same number for it."""
-_SHOWN = 40
-"""Characters of an argument's value that are shown."""
+LONGEST = 10**7
+"""Steps after which an episode is cut, at most: where nothing else ends it, a greater limit would not either."""
+_SHOWN, _MOST = 40, 200
+"""Characters of an argument's value that are shown; of an id, and of all arguments."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class EnvSpec:
             kwargs = {key: value for key, value in self.kwargs.items() if key != "max_episode_steps"}
             object.__setattr__(self, "kwargs", kwargs)
             object.__setattr__(self, "max_episode_steps", self.max_episode_steps or limit)
+        if (limit := self.max_episode_steps) is not None and limit > LONGEST:
+            raise DataError(
+                f"An episode of {self.id[:_MOST]} is to be cut after {shown(limit)} steps, which is no time limit; "
+                f"expected at most {LONGEST:,}."
+            )
 
     @classmethod
     def from_json(cls, text: str, where: str, origin: str = FILE) -> EnvSpec:
@@ -55,6 +62,8 @@ class EnvSpec:
         try:
             given = json.loads(text)
             spec = cls._from_dict(given, origin)
+        except DataError as error:
+            raise DataError(f"{where} is damaged: {error}") from error
         except (ValueError, RecursionError, TypeError, KeyError) as error:
             raise DataError(
                 f"{where} is no specification of an environment, as Gymnasium writes one ({str(error)[:120]}). "
@@ -158,7 +167,8 @@ class EnvSpec:
             parts.append(f"{limit} steps")
         if self.wrappers:
             parts.append("in " + ", ".join(str(wrapper["name"])[:_SHOWN] for wrapper in self.wrappers))
-        return f"{self.id}({', '.join(parts)})" if parts else self.id
+        name = printable(self.id, _MOST)
+        return f"{name}({printable(', '.join(parts), _MOST)})" if parts else name
 
 
 def parts_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:

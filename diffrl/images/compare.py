@@ -25,6 +25,7 @@ from diffrl.images.run import (
 from diffrl.images.stored import HELD_OUT_PART, MEASURED_BY, PART, SAMPLING
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.failure import error_of
+from diffrl.support.files import read_bytes
 from diffrl.support.names import apart, breakable, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 
@@ -151,7 +152,7 @@ def page(runs: Sequence[FinetuneRun], curves: bytes) -> str:
         shown = [*given_grids(run.path).items(), ("before", grid_path(run.path, first["round"]))]
         shown.append((f"after {n:,} {what_of}", grid_path(run.path, last["round"])))
         pair = "".join(
-            f"<figure>{_image(file.read_bytes())}{_columns(file)}<figcaption>{label}</figcaption></figure>"
+            f"<figure>{_image(read_bytes(file))}{_columns(file)}<figcaption>{label}</figcaption></figure>"
             for label, file in shown
         )
         grids.append(f"<h2>{title}</h2><p class=about>{what}</p>{notes}<div class=pair>{pair}</div>")

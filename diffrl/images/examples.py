@@ -25,6 +25,7 @@ from diffrl.images.model import ImageModel, image_shape
 from diffrl.images.models.digits import digits
 from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import DataError, UserError, first_line, nearest
+from diffrl.support.files import plain_file
 
 EXTRAS = ("control", "reference")
 """The images that may stand beside an example's own, by their keys in a folder's metadata and in a batch."""
@@ -249,7 +250,7 @@ def read_image(file: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
         import numpy as np
         from PIL import Image, ImageOps
     try:
-        with Image.open(file) as opened:
+        with Image.open(plain_file(file)) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
             image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -1,11 +1,12 @@
 """What lists prompts or examples: a file of prompts, a folder's metadata.jsonl. No torch."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffrl.support.errors import DataError, UserError, first_line
-from diffrl.support.files import parse_json
+from diffrl.support.files import parse_json, read_bytes
 
 METADATA = "metadata.jsonl"
 
@@ -18,9 +19,9 @@ def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list
     Empty lines are skipped. Raises UserError for a file that cannot be read or holds none, with the line's number.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = _lines(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The prompts {path} cannot be read: {first_line(error)}.") from error
+        raise UserError(f"The prompts {path} cannot be read: {_why(error)}.") from error
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not kept:
         raise UserError(f"The prompts file {path} is empty; expected one prompt a line.")
@@ -38,9 +39,18 @@ def read_prompts(path: Path, files: Sequence[str] = ()) -> tuple[list[str], list
     return texts, metadata
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a text, however they end; splitlines would split at U+2028 too. Raises OSError, UnicodeError."""
+    return io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=None).read().split("\n")
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
+
+
 def line_of(path: Path, index: int) -> int:
     """The number of the line of a prompts file in which its prompt number `index`, from 0, stands."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines = _lines(path)
     return [number for number, line in enumerate(lines, 1) if line.strip()][index]
 
 
@@ -53,13 +63,13 @@ def metadata_rows(folder: Path) -> list[tuple[int, dict[str, Any]]]:
         raise DataError(f"{folder} is no folder: examples are a folder of images with a {METADATA}.")
     file = folder / METADATA
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028 too
+        lines = _lines(file)
     except FileNotFoundError:
         raise DataError(
             f'{folder} has no {METADATA}: one line an example, {{"file_name": "1.png", "text": "the prompt"}}.'
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
+        raise DataError(f"{file} cannot be read: {_why(error)}") from error
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -20,7 +20,7 @@ from diffrl.images.signs import CHANCE, warnings
 from diffrl.support import folder
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, by_umask, read_json, reading, typed
+from diffrl.support.files import atomic_path, by_umask, plain_file, read_json, reading, typed
 from diffrl.support.folder import ABOUT, IMAGES
 from diffrl.support.plots import BLUE, GREY, write_png
 
@@ -439,7 +439,7 @@ def read_grid(grid: Path) -> "tuple[NDArray[np.uint8] | str, list[str]]":
     from PIL import Image
 
     try:
-        with reading(f"{grid} cannot be read"), Image.open(grid, formats=["PNG"]) as picture:
+        with reading(f"{grid} cannot be read"), Image.open(plain_file(grid), formats=["PNG"]) as picture:
             columns = json.loads(getattr(picture, "text", {}).get(COLUMNS, "[]"))
             return np.asarray(picture), [str(prompt) for prompt in columns]
     except UserError:  # somebody has deleted it, say: no reason to refuse the rest

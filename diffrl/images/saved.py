@@ -7,7 +7,7 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.run import EVALUATIONS, MODEL, PICTURE, FinetuneRun, grid_path
 from diffrl.support import folder
 from diffrl.support.errors import UserError
-from diffrl.support.files import read_json
+from diffrl.support.files import plain_file, read_json
 
 _EVALUATED, _SAVED = f"the last entry of {EVALUATIONS}", "the checkpoint of round {}"
 """Parts of a finished run."""
@@ -29,7 +29,7 @@ def has_weights(model: Path) -> bool:
             if not files and (part == model or not part.is_dir() or (part / "config.json").exists()):
                 return False
             for file in files:
-                with safe_open(file, framework="numpy"):
+                with safe_open(plain_file(file), framework="numpy"):
                     pass
     except SafetensorError:
         return False

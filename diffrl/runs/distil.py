@@ -1,7 +1,6 @@
 """Runs that distil a policy: `distil` from top to bottom, `resume_distil`; score against network calls."""
 
 import dataclasses
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, wat
 from diffrl.support import folder
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted
+from diffrl.support.files import read_json
 from diffrl.support.folder import IMAGES, claimed
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.plots import BLUE, GREY, ORANGE, finish, save
@@ -389,4 +389,4 @@ def _plot(run: Run, rows: Sequence[CallsRow], settings: DistilConfig) -> None:
 
 def read_result(path: Path) -> dict[str, Any]:
     """What `distil.json` of a run's folder says."""
-    return dict(json.loads((path / RESULT).read_text()))
+    return dict(read_json(path / RESULT))

@@ -1,5 +1,6 @@
 """What kind of run a folder holds, and what is said of one that holds none. No torch: it is asked first."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from agents.base_config import AgentConfig
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
-from diffrl.support.files import read_yaml
-from diffrl.support.folder import ABOUT, AGAIN, IMAGES, IMAGES_DISTIL, read_json, steps, without_checkpoint
+from diffrl.support.files import plain_file, read_yaml, same_place
+from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json, recorded, steps, without_checkpoint
 from diffrl.support.remote import local_folder
 
 OFFLINE, ONLINE = "offline", "online"
@@ -169,12 +170,38 @@ def kind_in(path: Path, about: Mapping[str, Any]) -> str:
     return ONLINE if about.get("online") else OFFLINE
 
 
+def lacking(path: Path, missing: Sequence[str]) -> str:
+    """What is said of a folder that is a run's, without these of its files; "" of one that is none."""
+    others = [name for name in missing if os.path.lexists(path / name)]
+    named = _recorded(path)
+    if not (named.intersection(missing) or (path / ABOUT).exists() or (others and steps(path))):
+        return ""
+    if not others and not named and not steps(path):
+        return without_checkpoint(path)
+    name = (others or [name for name in missing if name in named] or missing)[0]
+    what = "is missing"
+    if name in others:
+        try:
+            plain_file(path / name)
+        except OSError as error:
+            what = f"cannot be read: {error.strerror or error}"
+    return f"{path} is damaged: {name} {what}. Restore it from a copy."
+
+
+def _recorded(path: Path) -> set[str]:
+    """The files that a folder's checksums name; none where there are no checksums that can be read."""
+    try:
+        return {*recorded(path)}
+    except UserError:
+        return set()
+
+
 def no_run(path: Path, missing: Sequence[str]) -> str:
     """Why a folder without these files is no run's, and where runs are, in a sentence or two."""
-    if (path / ABOUT).exists() and not steps(path):
-        return f"{path} was cut before its first checkpoint. {AGAIN}"
     if path.is_file():
         return f"{path} is a file, not a run's folder."
+    if said := lacking(path, missing):
+        return said
     what = "has no " + ", ".join(missing) if path.is_dir() else "does not exist"
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
         what += f"; it may be an exported policy, which load_policy({str(path)!r}) takes in Python"
@@ -182,5 +209,6 @@ def no_run(path: Path, missing: Sequence[str]) -> str:
     if inside:
         return f"{path} is not a run's folder, but has some in it, such as {inside[0]}."
     known = sorted(str(p.parent) for p in path.parent.glob("*/run.json")) if path.parent.is_dir() else []
+    known = [one for one in known if not same_place(path, Path(one))]
     hint = f" Runs beside it: {', '.join(known[-3:])}." if known else ""
     return f"{path} is not a run's folder: it {what}.{hint}"

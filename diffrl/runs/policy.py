@@ -26,7 +26,7 @@ from diffrl.runs.unchanged import unchanged, unchanged_until
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line, listed, shown
 from diffrl.support.files import address_of
-from diffrl.support.folder import recorded, say_once
+from diffrl.support.folder import mends_scores, recorded, say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.remote import local_folder
 from diffrl.support.schema import Many, Natural, Seed, held
@@ -172,8 +172,12 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
         if not _evaluated(run):
             raise UserError(f"{run.path} has no best checkpoint, {_NEVER_EVALUATED}: take the last (--which last).")
         if not (run.path / "scores.json").exists():
-            raise UserError(f"{run.path} has lost its scores.json, which says which one is best: --which last.")
-        raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
+            lost = "has lost its scores.json, which says which one is best"
+        elif Scores(run.path, {}).damaged:
+            lost = "has a damaged scores.json, which says which one is best"
+        else:
+            raise UserError(f"{run.path} has no evaluated checkpoint that is whole, so no best one: --which last.")
+        raise UserError(f"{run.path} {lost}. {mends_scores(run.path)} Until then: --which last.")
     require_checkpoint(run.path, which)
     return checkpoint.load(run.path, int(which))
 

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
 
+from diffrl.data.env_spec import LONGEST, NO_LIMIT
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
@@ -26,6 +27,7 @@ from diffrl.runs.kind import (
     of_images,
     read_about,
 )
+from diffrl.support import schema
 from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import read_yaml
 from diffrl.support.folder import (
@@ -42,12 +44,29 @@ from diffrl.support.folder import (
 )
 from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
-from diffrl.support.schema import Natural, held
+from diffrl.support.schema import Count, Limit, Many, Natural, Range, held
 from diffrl.training import checkpoint
 from envs.task import NOT_KEPT, Task, capped, fitting_env
 
 _MOST_ORIGINS = 10
 """Of a run's start, its start, and so on: renamed folders may lead in a circle."""
+
+
+@dataclass(frozen=True)
+class _About:
+    """What `run.json` says of a policy's run, besides its kind; the fields are those of `Run`."""
+
+    task: dict[str, Any]
+    observation_size: Many
+    action_size: Many
+    value_limit: Limit
+    fingerprint: str
+    limit: Count | None = None
+    counted: Count | None = None
+    data_limit: Natural | None = NOT_KEPT
+
+
+_ABOUT = [field.name for field in dataclasses.fields(_About)]
 
 
 @dataclass(frozen=True)
@@ -259,20 +278,30 @@ class Run:
         if file is not None and (path / file).exists():
             verified(path / file)
         try:
+            told = schema.read(
+                _About, {name: about[name] for name in _ABOUT if name in about}, f"{path} is damaged: {ABOUT}"
+            )
+            task = Task(**told.task)
+            limits = Annotated[int, Range(NO_LIMIT, LONGEST)] | None
+            held(task.max_episode_steps, limits, f"{path} is damaged: {ABOUT}: task.max_episode_steps")
+            preprocessing = Preprocessing.from_state_dict(tensors)
+            sizes = told.observation_size, told.action_size
+            for part, size in zip((preprocessing.observations, preprocessing.actions), sizes, strict=True):
+                if {tuple(part.shift.shape), tuple(part.scale.shape)} != {(size,)}:
+                    raise ValueError(f"run.json and preprocessing.safetensors tell of other sizes: {size:,} is one")
             return cls(
                 path,
                 dataclasses.replace(configuration.load(path / "config.yaml", of_run=True), out=path),
-                Task(**about["task"]),
-                about["observation_size"],
-                about["action_size"],
-                Preprocessing.from_state_dict(tensors),
-                about["value_limit"],
-                about["fingerprint"],
+                task,
+                *sizes,
+                preprocessing,
+                told.value_limit,
+                told.fingerprint,
                 kind,
                 None if file is None else read_yaml(path / file),
-                about.get("limit"),
-                about.get("counted"),
-                about.get("data_limit", NOT_KEPT),
+                told.limit,
+                told.counted,
+                told.data_limit,
             )
         except UserError:
             raise

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from typing_extensions import override
 
-from diffrl.support.errors import counted
+from diffrl.support.errors import counted, printable
 
 STYLES = ("yellow", "green", "red", "bold", "bold red", "bold yellow", "dim", "cyan")
 """The styles that our texts name in brackets."""
@@ -21,13 +21,18 @@ _OURS = {*STYLES, *(f"/{style}" for style in STYLES), "/"}
 
 
 class Terminal(Console):
-    """A console to which only `STYLES` are tags: a name's brackets stay brackets, and `:x:` is no picture."""
+    """A console that shows texts and cells of tables as they are, whoever chose the names in them.
+
+    Only `STYLES` are tags: other brackets stay brackets, and `:x:` is no picture. Control characters are not printed
+    (`printable`).
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
 
     @override
     def render_str(self, text: str, **options: Any) -> Text:
+        text = printable(text)
         if options.get("markup") is not False:
             try:
                 return super().render_str(_BRACKETS.sub(_as_text, text), **options)

@@ -19,6 +19,18 @@ def shortened(text: str) -> str:
     return f"{text[: _LONGEST - _END]} [... {len(text) - _LONGEST:,} characters ...] {text[-_END:]}"
 
 
+def printable(text: str, most: int | None = None) -> str:
+    """A text of a file's as it may be printed: characters that a terminal acts on stand as Python escapes them.
+
+    Lines and tabs stay. most: the characters of it that are shown; None: all.
+    """
+    if most is not None and len(text) > most:
+        text = f"{text[:most]}... ({len(text):,} characters)"
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+
+
 class UserError(Exception):
     """A mistake in what the user asked for. The command line prints its text and exits, no traceback."""
 

@@ -4,6 +4,7 @@ And checksums, and where data are kept. What is at an address is fetched by `dif
 """
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import Any
 import platformdirs
 
 from diffrl.support.errors import UserError, first_line, said_by
+from diffrl.support.machine import free_memory
 
 try:
     import fcntl
@@ -65,7 +67,7 @@ def to_write(name: str | Path, what: str = "files") -> Path:
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file begins as safetensors do: with the length of the header of JSON that follows."""
-    with path.open("rb") as file:
+    with plain_file(path).open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
@@ -145,6 +147,49 @@ def regular_file(
     return path
 
 
+class NotAFile(OSError):
+    """A name that a file was looked for under is that of a pipe, a device or a folder."""
+
+
+def plain_file(path: str | os.PathLike[str]) -> Path:
+    """The path, which is that of a file: see `regular_file`. Raises NotAFile, for callers to whom no file can be read.
+
+    Whatever opens a file by a name that somebody else's folder holds asks here first.
+    """
+    path = Path(path)
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise NotAFile(errno.EINVAL, f"it {_KINDS.get(kind, 'is no file')}, and is to be a file", str(path))
+    return path
+
+
+SMALL = 2**26
+"""Bytes of a file at most that holds no arrays: checksums, JSON, YAML, a table of scores."""
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int | None = SMALL) -> bytes:
+    """The content of a file. Raises OSError where it is none, has more than `limit` bytes, or more than memory is free.
+
+    limit: None where it holds arrays, of any size.
+    """
+    with plain_file(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is None:
+            limit = size
+            if size > SMALL and size > (free := free_memory()):
+                raise OSError(errno.ENOMEM, f"it has {size:,} bytes, and {free:,} of memory are free", str(path))
+        data = file.read(min(size, limit) + 1)
+        if len(data) > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, which no such file has", str(path))
+        return data
+
+
+def beginning(path: Path) -> str:
+    """The first characters of a file, by which a page of ours is known."""
+    with plain_file(path).open("rb") as file:
+        return file.read(2000).decode(errors="replace")
+
+
 @contextmanager
 def reading(what: str, advice: str = "", error: type[UserError] = UserError) -> Iterator[None]:
     """The door for a kind of file: in the block, whatever its parser raises becomes `error`, in one line.
@@ -169,7 +214,7 @@ def reading(what: str, advice: str = "", error: type[UserError] = UserError) -> 
 
 
 def read_text(
-    path: str | os.PathLike[str], expected: str, limit: int = 2**26, error: type[UserError] = UserError
+    path: str | os.PathLike[str], expected: str, limit: int = SMALL, error: type[UserError] = UserError
 ) -> str:
     """The text of a file in UTF-8. Raises `error` where it is no file, larger than `limit` bytes, or no text.
 
@@ -177,18 +222,16 @@ def read_text(
     """
     path = regular_file(path, expected, error=error)
     with reading(f"{path} cannot be read", error=error):
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
+        if path.stat().st_size > limit:
             raise error(f"{path} has more than {limit:,} bytes; expected {expected}. Check the path.")
-        return content.decode()
+        return read_bytes(path, limit).decode()
 
 
 def read_json(
     path: str | os.PathLike[str],
     what: str = "",
     advice: str = "",
-    limit: int = 2**26,
+    limit: int = SMALL,
     error: type[UserError] = UserError,
 ) -> Any:
     """What a JSON file holds. Raises `error` where it cannot be read, is larger than `limit` bytes, or is no JSON.
@@ -278,10 +321,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = to_write(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_abandoned(path.parent, path.name)
-    temporary, lock = _temporary(path)
+    with _named(path):
+        temporary, lock = _temporary(path)
     inner = temporary / path.name
     try:
-        yield inner
+        with _named(path, temporary):
+            yield inner
         for file in [inner] if inner.is_file() else sorted(p for p in inner.rglob("*") if p.is_file()):
             _fsync(file)
         inner.replace(path)
@@ -290,6 +335,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def or_removed(folder: Path) -> Iterator[None]:
+    """In the block a folder is made and filled: where that fails, one that was not there before goes again."""
+    there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let errors of the system's in the block name the file that is written, and not a temporary one or none."""
+    try:
+        yield
+    except OSError as error:
+        of = None if error.filename is None else Path(os.fsdecode(error.filename))
+        unnamed = of is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        if temporary is None or unnamed or (of is not None and temporary in (of, *of.parents)):
+            error.filename = str(path)
+        raise
 
 
 def by_umask(folder: Path) -> None:
@@ -397,7 +467,7 @@ def _fsync(path: Path) -> None:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 digest of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
+    with plain_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted, disk_full, first_line, singular
-from diffrl.support.files import atomic_path, clear_abandoned, lock_file, sha256, to_write, to_yaml
+from diffrl.support.files import SMALL, atomic_path, clear_abandoned, lock_file, read_bytes, sha256, to_write, to_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,8 +109,24 @@ def all_done(folder: Path, done: int, what: str = "steps", lost: Sequence[str] =
 
 
 def without_checkpoint(folder: Path) -> str:
-    """What is said of a run that was cut before its first checkpoint: two sentences."""
-    return f"{folder} holds no checkpoint: it was cut before its first. {AGAIN}"
+    """What is said of a run that has no checkpoint: it was cut before its first, or has lost them; two sentences."""
+    if not has_lost_checkpoints(folder):
+        return f"{folder} holds no checkpoint: it was cut before its first. {AGAIN}"
+    shown = f" `diffrl report {folder}` shows its scores." if (folder / "scores.json").is_file() else ""
+    return (
+        f"{folder} has lost its checkpoints: restore them from a copy; or begin again in another folder, or with this "
+        f"one removed.{shown}"
+    )
+
+
+def has_lost_checkpoints(folder: Path) -> bool:
+    """Whether a run's folder without a checkpoint has what a run writes after its first one."""
+    return not steps(folder) and any((folder / name).exists() for name in _OF_PROGRESS)
+
+
+def mends_scores(folder: Path) -> str:
+    """What to do about a run's scores.json that is lost or damaged: a sentence."""
+    return f"`diffrl resume {folder}` makes the evaluations of the checkpoints that are there again."
 
 
 def what_works(folder: Path) -> str:
@@ -191,6 +207,11 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
         )
     goes_on = steps(folder) and not _as_it_began(folder)
     if goes_on or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
+        if has_lost_checkpoints(folder):
+            raise UserError(
+                f"{folder} holds a run that has lost its checkpoints: restore them from a copy; or choose another "
+                "--out, or remove the folder."
+            )
         raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
     for name in files:
         if (folder / name).exists() and not ours:
@@ -232,7 +253,7 @@ def _as_it_began(folder: Path) -> bool:
     if steps(folder) != [0] or any((folder / name).exists() for name in _OF_WORTH):
         return False
     try:
-        about = json.loads((folder / ABOUT).read_bytes())
+        about = json.loads(read_bytes(folder / ABOUT))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(about, dict) and about.get("kind") == IMAGES
@@ -262,7 +283,7 @@ def verified(path: Path, say: bool = True) -> bytes:
     for _ in range(_ATTEMPTS):
         sums = _read_sums(folder)
         try:
-            data = path.read_bytes()
+            data = read_bytes(path, None if path.suffix == ".safetensors" else SMALL)
         except OSError as error:
             raise Damaged(path, f"cannot be read: {error.strerror or error}", "") from error
         if sums is None:
@@ -424,7 +445,7 @@ def _read_sums(folder: Path) -> dict[str, list[str]] | None:
     """The digests of a folder's files by name, of each file one, or two while it is replaced; None: it has none."""
     path = folder / SUMS
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

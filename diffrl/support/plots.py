@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, beginning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def comparison_at(out: Path) -> bool:
     files = [out, *(out.with_suffix(end) for end in (".png", ".csv") if out.name)]
     if len(set(files)) < 3:  # of "." and "/" there is no name to end otherwise
         raise UserError(f"--out is {str(out)!r}, and is to be a page, beside a .png and a .csv: end it in .html.")
-    if out.is_file() and COMPARED in out.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if out.is_file() and COMPARED in beginning(out):
         return True
     if there := next((file for file in files if file.exists()), None):
         raise UserError(f"{there} is no comparison of ours, and is not overwritten: choose another --out.")

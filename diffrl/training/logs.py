@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from diffrl.support import folder, statistics
 from diffrl.support.errors import UserError, counted, said_by
-from diffrl.support.files import atomic_path
+from diffrl.support.files import NotAFile, atomic_path, plain_file
 from diffrl.support.plots import BLUE, GREY, finish, new_figure, save
 from diffrl.training import checkpoint
 from diffrl.training.sinks import CSV, TENSORBOARD, WANDB, Sink, WeightsAndBiases
@@ -105,14 +105,14 @@ class MetricsLog:
     def _read(self) -> list[list[str]]:
         """The rows of metrics.csv, the header first; none where it is empty, or damaged and so set aside."""
         try:
-            with self.path.open(newline="") as file:
+            with plain_file(self.path).open(newline="") as file:
                 rows = list(csv.reader(file))
             if not rows:
                 return []
             if rows[0][:2] == ["step", "seed"] and len(set(rows[0])) == len(rows[0]):
                 return rows
             why = "its header is not `step,seed,...`"
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (NotAFile, csv.Error, UnicodeDecodeError) as error:
             why = str(error)
         aside = folder.set_aside(self.path)
         folder.say_once(f"{self.path} is damaged ({why}): it is kept as {aside.name}, and a new one begins.")
@@ -166,7 +166,7 @@ class MetricsLog:
         """Append columns, empty in the rows there are: at first all, later those of metrics that begin on the way."""
         rows: list[list[str]] = []
         if self.path.exists():
-            with self.path.open(newline="") as file:
+            with plain_file(self.path).open(newline="") as file:
                 rows = list(csv.reader(file))[1:]
         self._columns = [*(self._columns or ["step", "seed"]), *names]
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
@@ -221,7 +221,7 @@ class Scores:
         self.path = run / "scores.json"
         self.about = dict(about)
         self.evaluations: list[dict[str, Any]] = []
-        self._damaged = False
+        self.damaged = False
         self.unchanged_until = int(self.about.get(UNCHANGED, -1))
         if self.path.exists():
             try:
@@ -230,8 +230,8 @@ class Scores:
                 if UNCHANGED not in self.about and isinstance(found := content.get(UNCHANGED), int):
                     self.unchanged_until = found
             except folder.Damaged as error:
-                self._damaged, stored = True, []
-                folder.say_once(f"{error.file} {error.why}. The run goes on without the evaluations in it.")
+                self.damaged, stored = True, []
+                folder.say_once(f"{error.file} {error.why}. {folder.mends_scores(run)}")
             self.evaluations = [e for e in stored if steps is None or e["step"] in steps]
 
     def add(
@@ -265,9 +265,9 @@ class Scores:
             self._write()
 
     def _write(self) -> None:
-        if self._damaged:
+        if self.damaged:
             folder.set_aside(self.path)
-            self._damaged = False
+            self.damaged = False
         folder.write_json(self.path, {**self.about, "best": self.best(), "evaluations": self.evaluations})
 
     def best(self, of_all: bool = False) -> list[dict[str, Any]]:
@@ -344,7 +344,7 @@ def silent_share(run: Path) -> float:
     Of several seeds, that of the seed which had most of them.
     """
     shares: dict[str, list[float]] = {}
-    with contextlib.suppress(OSError, ValueError, csv.Error), (run / "metrics.csv").open(newline="") as file:
+    with contextlib.suppress(OSError, ValueError, csv.Error), plain_file(run / "metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             shares.setdefault(str(row["seed"]), []).append(float(row.get("no_signal") or 0))
     return max((sum(values) / len(values) for values in shares.values()), default=0.0)

@@ -15,7 +15,7 @@ from typing import Any
 from typing_extensions import override
 
 from diffrl.support.errors import UserError, nearest
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, read_bytes
 from diffrl.support.folder import say_once
 
 CSV = "csv"
@@ -88,7 +88,7 @@ class WeightsAndBiases(Sink):
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "diffrl"),
             name=run.name,
-            id=identity.read_text().strip(),
+            id=read_bytes(identity).decode().strip(),
             resume="allow" if mode == "online" else None,
             dir=str(run),
             mode=mode,

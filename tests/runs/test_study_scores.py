@@ -20,6 +20,7 @@ from diffrl.runs.study.summary import Summary
 from diffrl.runs.sweep import plan
 from diffrl.support import failure, folder
 from diffrl.support.errors import UserError
+from diffrl.support.folder import SUMS
 from diffrl.support.written import short
 from diffrl.training.logs import read_scores
 from diffrl.tuning.distil_config import DistilConfig
@@ -271,6 +272,10 @@ def test_one_seed_twice_is_refused(sweep: Path, tmp_path: Path) -> None:
 def test_a_run_without_evaluations_is_left_out_and_said(sweep: Path, tmp_path: Path) -> None:
     cut = shutil.copytree(sweep / "wide", tmp_path / "cut")
     (cut / "scores.json").unlink()
+    with pytest.raises(UserError, match=r"cut has lost its scores\.json\. `diffrl resume .*cut` makes the evaluations"):
+        Scores.of_runs([cut])
+    sums = (cut / SUMS).read_text().splitlines(keepends=True)
+    (cut / SUMS).write_text("".join(line for line in sums if "scores.json" not in line))
     damaged = shutil.copytree(sweep / "wide", tmp_path / "damaged")
     (damaged / "scores.json").write_text("{}")
     scores = Scores.of_runs([sweep / "wide", cut, damaged])

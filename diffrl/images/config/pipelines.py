@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.support.errors import UserError
-from diffrl.support.files import read_json
+from diffrl.support.files import plain_file, read_json
 
 PIXELS = ("DDPMPipeline", "DDIMPipeline")
 """The pipelines of U-Nets in pixels, whose only condition, if any, is the number of a class."""
@@ -84,7 +84,7 @@ def adapter_rank(adapter: str | Path, model: str) -> int | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(file), framework="numpy") as content:
+        with safe_open(str(plain_file(file)), framework="numpy") as content:
             first = next((name for name in content.keys() if name.endswith("lora_A.weight")), None)  # noqa: SIM118
             return None if first is None else int(content.get_slice(first).get_shape()[0])
     except (OSError, SafetensorError):

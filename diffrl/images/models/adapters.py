@@ -12,7 +12,7 @@ from diffrl.images.config.pipelines import DIFFUSERS, PEFT, SECOND
 from diffrl.images.model import Lora, Origin, Tuned
 from diffrl.images.models.loading import images_extra
 from diffrl.support.errors import UserError, first_line
-from diffrl.support.files import parse_json, read_json
+from diffrl.support.files import parse_json, plain_file, read_json
 from diffrl.support.folder import say_once
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _read_file(file: Path) -> Adapter:
     from safetensors import safe_open
 
     try:
-        with safe_open(str(file), framework="pt") as content:
+        with safe_open(str(plain_file(file)), framework="pt") as content:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
             metadata = content.metadata() or {}
     except Exception as error:

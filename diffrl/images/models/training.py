@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, plain_file
 
 LEARNING_RATE = 2e-3
 WARM_UP = 50
@@ -35,7 +35,7 @@ class Kept:
     def read(self, names: set[str], steps: int) -> dict[str, Tensor] | None:
         """The state, of these names; None where there is none of such a training, of so many steps by this torch."""
         try:
-            with safe_open(self.path, "pt") as file:
+            with safe_open(plain_file(self.path), "pt") as file:
                 whole = set(file.keys()) == names and file.metadata() == self._about(steps)
                 return {name: file.get_tensor(name) for name in names} if whole else None
         except (OSError, SafetensorError):

@@ -21,7 +21,7 @@ from diffrl.images.models.digits import digits
 from diffrl.images.rewards.arguments import named_digit
 from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path, cache_directory
+from diffrl.support.files import atomic_path, cache_directory, plain_file
 from diffrl.support.folder import say_once
 
 HALF = 750
@@ -132,7 +132,7 @@ def classifier(held_out: bool = False) -> nn.Module:
     path = cache_directory() / "models" / ("digit-held-out-1.safetensors" if held_out else "digit-1.safetensors")
     network = _network(held_out)
     try:
-        network.load_state_dict(safetensors.torch.load_file(path))
+        network.load_state_dict(safetensors.torch.load_file(plain_file(path)))
     except (OSError, SafetensorError, RuntimeError):
         network = train(held_out)
         with atomic_path(path) as temporary:

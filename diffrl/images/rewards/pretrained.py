@@ -14,6 +14,7 @@ from diffrl.images.models.loading import images_extra, pickles, silence
 from diffrl.images.rewards.arguments import model_folder
 from diffrl.support import files
 from diffrl.support.errors import UserError, first_line
+from diffrl.support.files import plain_file
 
 PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
 """What is fetched of a hub's repository: no pickles, and no second copy of the weights in another library's format."""
@@ -55,7 +56,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def tensors(path: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError where it is missing, or in another format."""
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(plain_file(path))
     except FileNotFoundError:
         found = pickles(path.parent)
         hint = f" {convert_hint(found[0], path)}" if found else ""

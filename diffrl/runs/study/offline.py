@@ -34,6 +34,7 @@ from diffrl.runs.study.policies import Policy
 from diffrl.runs.train import same_data
 from diffrl.support.console import work
 from diffrl.support.errors import UserError
+from diffrl.support.files import plain_file
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import check
 from diffrl.training.logs import read_scores
@@ -95,7 +96,7 @@ def cloning_loss(policy: Policy) -> float:
         return math.nan
     before = max((e["step"] for e in read_scores(policy.run)["evaluations"] if e["step"] < policy.step), default=-1)
     values = []
-    with path.open(newline="", errors="replace") as file:
+    with plain_file(path).open(newline="", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
                 step, seed, loss = int(row["step"]), int(row["seed"]), float(row["bc_loss"])

@@ -17,7 +17,7 @@ from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.runs.unchanged import unchanged_until
 from diffrl.support.errors import UserError, joined
 from diffrl.support.failure import error_of
-from diffrl.support.folder import IMAGES
+from diffrl.support.folder import IMAGES, Damaged, mends_scores, recorded
 from diffrl.support.written import exact, short
 from diffrl.training import logs
 from diffrl.training.logs import read_scores
@@ -152,13 +152,18 @@ def _read(folder: str) -> _Read:
     if kind_of(path) == IMAGES:
         raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {path}` shows it.")
     run = Run.read(path)
-    scores = read_scores(path) if (path / "scores.json").exists() else {"evaluations": []}
+    try:
+        scores = read_scores(path) if (path / "scores.json").exists() else {"evaluations": []}
+    except Damaged as error:
+        raise UserError(f"{error.file} {error.why}. Restore it from a copy; else {mends_scores(path)}") from error
     if not scores["evaluations"]:
         if said := diverged(run):
             raise Diverged(f"{path} has no evaluations. {said}", folder)
+        if "scores.json" in recorded(path):
+            raise UserError(f"{path} has lost its scores.json. {mends_scores(path)}")
         why = "its data have no environment (--env ID)" if run.task.env_id is None else "none was made yet"
-        if error := error_of(path):
-            why = f"it failed: {error.rstrip('.')}"
+        if failed := error_of(path):
+            why = f"it failed: {failed.rstrip('.')}"
         raise UserError(f"{path} has no evaluations: {why}.")
     if run.task.reference is not None:  # what its scores are: nobody knows without the package whose data it has
         try:
@@ -393,6 +398,8 @@ def minutes_of(path: Path) -> dict[int, float]:
     found: dict[int, float] = {}
     before = 0.0
     for file in sorted((path / "tensorboard").glob("events.out.tfevents.*")):
+        if not file.is_file():
+            continue
         begin = now = math.nan
         try:
             for record in RawEventFileLoader(str(file)).Load():

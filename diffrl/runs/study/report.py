@@ -8,7 +8,7 @@ from diffrl.runs.study.page import MARK, Figures, page
 from diffrl.runs.study.summary import Summary
 from diffrl.runs.study.tables import Table
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, beginning, or_removed
 from diffrl.support.plots import save_pdf
 
 PAGE = "index.html"
@@ -44,16 +44,17 @@ def write_report(summary: Summary, out: Path, interval: bool = False, title: str
         "tables.md": "\n".join(table.markdown() for table in made),
         "tables.tex": _preamble(drawn) + "\n".join(table.latex() for table in made),
     }
-    for name, text in texts.items():
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    for path in old:
-        path.unlink(missing_ok=True)
-    for one in drawn:
-        with atomic_path(out / "figures" / f"{one.name}.svg") as temporary:
-            temporary.write_text(one.svg, encoding="utf-8")
-    if figures := [one.figure for one in drawn]:
-        save_pdf(figures, out / "figures.pdf")
+    with or_removed(out):
+        for name, text in texts.items():
+            with atomic_path(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        for path in old:
+            path.unlink(missing_ok=True)
+        for one in drawn:
+            with atomic_path(out / "figures" / f"{one.name}.svg") as temporary:
+                temporary.write_text(one.svg, encoding="utf-8")
+        if figures := [one.figure for one in drawn]:
+            save_pdf(figures, out / "figures.pdf")
     return out / PAGE, main_table(summary, interval)
 
 
@@ -80,7 +81,7 @@ def _old(out: Path) -> list[Path]:
     if (out / "run.json").exists():
         raise UserError(f"{out} is a run's folder, and the report is to have its own: choose another --out.")
     page = out / PAGE
-    if page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if page.is_file() and MARK in beginning(page):
         drawn = [path for path in (out / "figures").glob("*.svg") if draw.named_by_us(path.stem)]
         return [out / "figures.pdf", *drawn]
     if there := next((out / name for name in (PAGE, *FILES) if (out / name).exists()), None):

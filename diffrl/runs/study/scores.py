@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from diffrl.runs.kind import lacking
 from diffrl.runs.study.config import By
 from diffrl.runs.sweep import plan
 from diffrl.support.errors import UserError, listed, said_by, shown
@@ -200,6 +201,8 @@ def run_folders(path: Path) -> list[Path]:
             if SWEEP not in files:  # earlier versions let a run into a sweep's folder
                 below.clear()  # what is in a run's folder is the run's
     if not found:
+        if said := lacking(path, [ABOUT]):
+            raise UserError(said)
         raise UserError(f"{path} contains no run: no folder at or below it has a {ABOUT}. Is it the right path?")
     return found
 

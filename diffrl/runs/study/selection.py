@@ -20,7 +20,7 @@ from diffrl.runs.study.scores import RETURN
 from diffrl.runs.study.statistics import Interval
 from diffrl.runs.study.tables import Cell, Table, to_csv
 from diffrl.support.errors import UserError
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, beginning, or_removed
 from diffrl.support.plots import DISTINCT, finish, save, save_pdf
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def refuse_others(out: Path) -> None:
     if (out / "run.json").exists():
         raise UserError(f"{out} is a run's folder, and the selection is to have its own: choose another --out.")
     page = out / PAGE
-    if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
+    if page.is_file() and not beginning(page).startswith(_MARK):
         raise UserError(f"{page} is none of ours, and is not overwritten: choose another --out.")
 
 
@@ -257,13 +257,14 @@ def write_selection(found: Selection, out: Path) -> list[Table]:
     """
     refuse_others(out)
     drawn = figure(found)  # what cannot be drawn replaces nothing
-    out.mkdir(parents=True, exist_ok=True)
-    tables = [table for table in (bandit_table(found), offline_table(found)) if table is not None]
-    notes = "".join(f"- {note}\n" for note in found.notes)
-    text = f"{_MARK}\n\n" + "\n".join(table.markdown() for table in tables) + (f"\n{notes}" if notes else "")
-    for name, content in ((PAGE, text), ("policies.csv", policies_csv(found)), ("bandit.csv", bandit_csv(found))):
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    save(drawn, out / f"{FIGURE}.png")
-    save_pdf([drawn], out / f"{FIGURE}.pdf")
+    with or_removed(out):
+        out.mkdir(parents=True, exist_ok=True)
+        tables = [table for table in (bandit_table(found), offline_table(found)) if table is not None]
+        notes = "".join(f"- {note}\n" for note in found.notes)
+        text = f"{_MARK}\n\n" + "\n".join(table.markdown() for table in tables) + (f"\n{notes}" if notes else "")
+        for name, content in ((PAGE, text), ("policies.csv", policies_csv(found)), ("bandit.csv", bandit_csv(found))):
+            with atomic_path(out / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+        save(drawn, out / f"{FIGURE}.png")
+        save_pdf([drawn], out / f"{FIGURE}.pdf")
     return tables

@@ -12,7 +12,7 @@ from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.failure import ERROR, error_of
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, plain_file
 from diffrl.support.folder import steps
 from diffrl.support.written import exact, short
 
@@ -84,7 +84,7 @@ def progress(path: Path) -> int:
     made = steps(path)
     logged = 0
     try:
-        with (path / "metrics.csv").open("rb") as file:
+        with plain_file(path / "metrics.csv").open("rb") as file:
             file.seek(max(file.seek(0, 2) - 4096, 0))
             rows = file.read().decode(errors="replace").splitlines()[1:]
         logged = int(rows[-1].partition(",")[0]) if rows else 0
