@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import diffrl
@@ -18,6 +19,7 @@ from diffrl.runs.diagnose import report
 from diffrl.runs.diagnose.measures import diagnose
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
+from diffrl.support import folder
 from diffrl.support.errors import UserError
 from envs.datasets import generate, load_dataset
 from tests.fixtures.make_old_runs import FOLDER
@@ -63,6 +65,28 @@ def test_the_answers_are_finite_and_there_for_every_seed_level_and_checkpoint(re
     assert len(training["checkpoints"]) > 1
     assert set(result["sampling"]["w2"]) == {"ddim", "dpmpp2m", "dpm2", "ddpm"}
     assert set(result["fine_tuning"]["q"]) == {"data", "policy", "acting", "random"}
+    assert result["fine_tuning"]["q_aggregate"] == "min"
+
+
+def test_critics_are_asked_as_the_agent_asks_them(run: Path, result: dict, tmp_path: Path, capsys) -> None:
+    """Of the same critics and the data's actions: least <= mean less half a deviation < mean; the table says which."""
+    q = [result["fine_tuning"]["q"]["data"]]
+    for how, said in (("lcb", "lower bound of the critics"), ("mean", "mean of the critics")):
+        path = tmp_path / how
+        copytree(run, path)
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config["agent"] |= {"q_agg": how, "q_spread": 0.5}
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        folder.accept(path)
+        found = diagnose(path, **QUICK)
+        assert found["fine_tuning"]["q_aggregate"] == how
+        q.append(found["fine_tuning"]["q"]["data"])
+        report.print_diagnosis(found)
+        assert said in " ".join(capsys.readouterr().out.split())
+    least, bound, mean = np.array(q)
+    assert (least < bound).all()
+    assert (bound < mean).all()
+    np.testing.assert_allclose(bound, (least + mean) / 2, rtol=1e-4)
 
 
 def test_losses_are_those_of_the_clamped_network(result: dict, run: Path) -> None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
+from diffrl.data.offline import OfflineDataset
 from diffrl.runs.study.bandit import bandit, play, ucb
 from diffrl.runs.study.config import BanditConfig, FQEConfig
 from diffrl.runs.study.fqe import Experience, fitted_values
+from diffrl.runs.study.offline import initial_rows
 from diffrl.runs.study.ranking import rank_correlation, regret, regret_at
 from diffrl.support.errors import UserError
 
@@ -208,3 +210,25 @@ def test_no_value_leaves_the_range_of_the_rewards() -> None:
     actions = [asked(data, POLICIES, x) for x in (data.next_observations, data.starts)]
     found = fitted_values(data, *actions, torch.full((3,), 0.99), dataclasses.replace(SETTINGS, steps=20))
     np.testing.assert_allclose(found, 1)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_episode_that_only_follows_a_solved_row_begins_nowhere(stored: bool) -> None:
+    """Rows 0 to 3 and 4 to 7 are recordings, cut by a time limit; rows 1, 2 and 5 solve the task, and these go on.
+
+    The second recording ends by a terminal row, behind which the third begins in another state.
+    """
+    states = np.arange(12.0, dtype=np.float32)[:, None]
+    following = states + 1
+    following[[3, 7, 11]] = -1.0  # of ends of recordings no row begins there
+    terminals = np.isin(np.arange(12), [1, 2, 5, 7])
+    dataset = OfflineDataset(
+        observations=states,
+        actions=np.zeros((12, 1), np.float32),
+        rewards=np.zeros(12, np.float32),
+        terminals=terminals,
+        timeouts=np.isin(np.arange(12), [3, 11]),
+        next_observations=following if stored else None,
+    )
+    assert dataset.episodes()[:, 0].tolist() == [0, 2, 3, 4, 6, 8]
+    assert initial_rows(dataset).tolist() == ([0, 4, 8] if stored else [0, 2, 3, 4, 6, 8])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent
+from agents.base_config import CriticConfig
 from agents.critic import CriticEnsemble, aggregate
 from diffrl.diffusion import Denoise, Process, sample
 from diffrl.diffusion import diagnostics as core
@@ -356,8 +357,10 @@ def _fine_tuning(
     if isinstance(critic, CriticEnsemble):
         random = torch.rand(few.actions.shape, generator=generator, device=agent.device) * 2 - 1
         choices = {"data": few.actions, "policy": sampled[:, : few.actions.shape[1]], "acting": acted, "random": random}
+        how = (agent.config.q_agg, agent.config.q_spread) if isinstance(agent.config, CriticConfig) else ("min", 1.0)
         with torch.no_grad():
-            q = {name: aggregate(critic(few.observations, actions), "min") for name, actions in choices.items()}
+            q = {name: aggregate(critic(few.observations, actions), *how) for name, actions in choices.items()}
+        result["q_aggregate"] = how[0]
         result["q"] = {name: values.mean(-1).tolist() for name, values in q.items()}
         picture["q"] = {name: (values - q["data"]).flatten().tolist() for name, values in q.items() if name != "data"}
     tick()

@@ -21,6 +21,7 @@ COLOURS = (BLUE, ORANGE, GREEN, "#8456a8", "#b5443c", "#2b9fa8", GREY)
 
 _ACROSS, _HANDLE = 58, 7
 """Letters of a legend across a plot, and how many of them its line or patch before a label takes."""
+_OF_CRITICS = {"min": "least of the critics", "mean": "mean of the critics", "lcb": "lower bound of the critics"}
 _ROUNDING = 1e-9
 """A KL, in nats, that rounding alone makes: errors of float32 networks, about 1e-6, are squared and weighed by less
 than 1e3."""
@@ -174,7 +175,8 @@ def _tuning(result: dict[str, Any]) -> tuple["Table", str]:
         ("random", "chance"),
     ):
         if "q" in tuning:
-            table.add_row(f"mean Q (least of the critics) of actions by {what}", _over_seeds(tuning["q"][name], 4))
+            of_critics = _OF_CRITICS[tuning["q_aggregate"]]
+            table.add_row(f"mean Q ({of_critics}) of actions by {what}", _over_seeds(tuning["q"][name], 4))
     return table, "Floor: between two draws of the policy. " + (
         "At most: by the score error along the way (Girsanov)."
         if about["start"]

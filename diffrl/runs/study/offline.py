@@ -22,6 +22,7 @@ from agents.base import Agent
 from agents.base_config import CriticConfig
 from agents.critic import aggregate
 from agents.planning import Planner
+from diffrl.data.offline import Ints, OfflineDataset
 from diffrl.data.preprocessing import Preprocessing, reward_tuning
 from diffrl.data.transitions import Transitions
 from diffrl.runs.acting import source_of_randomness
@@ -138,6 +139,20 @@ def _agent(run: Run, policy: Policy) -> Agent:
     return agent
 
 
+def initial_rows(dataset: OfflineDataset) -> Ints:
+    """The rows (n,) in whose states recordings begin: those of episodes, but for ones that go on behind a terminal row.
+
+    On OGBench a row that solves the task is terminal, and the recording goes on in its successor.
+    """
+    first: Ints = dataset.episodes()[:, 0]
+    before = np.maximum(first - 1, 0)
+    if dataset.next_observations is None or not dataset.has_terminal_next:
+        return first
+    followed = (dataset.next_observations[before] == dataset.observations[first]).all(-1)
+    begins: Ints = first[(first == 0) | dataset.timeouts[before] | ~followed]
+    return begins
+
+
 def _material(
     acting: Sequence[tuple[int, Run, Agent]], config: FQEConfig, quiet: bool
 ) -> tuple[Experience, dict[str, tuple[float, float]]]:
@@ -151,7 +166,7 @@ def _material(
     generator = generator_at(config.seed, 2)
     rows = torch.randperm(len(transitions), generator=generator)[: config.rows]
     chosen = transitions.gather(rows)
-    first = torch.from_numpy(dataset.observations[dataset.episodes()[:, 0]].astype(np.float32))
+    first = torch.from_numpy(dataset.observations[initial_rows(dataset)].astype(np.float32))
     starts = first[torch.randperm(len(first), generator=generator)[:MOST_STARTS]]
     actions = run.preprocessing.actions(chosen.actions).clamp(-1, 1)
     data = Experience(
