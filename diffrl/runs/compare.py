@@ -6,6 +6,7 @@ import csv
 import html
 import io
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,7 @@ from agents import AGENTS
 from diffrl.runs.acting import Actor, Evaluator
 from diffrl.runs.diverged import why_short
 from diffrl.runs.policy import load_stack, remarks, tell_remarks
-from diffrl.runs.report import draw_maze
+from diffrl.runs.report import draw_maze, floor_in
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, joined
@@ -30,7 +31,6 @@ from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate, student_ends
 from diffrl.training import checkpoint
 from diffrl.training.logs import returns_of
-from envs.maze2d import Maze
 from envs.task import Task, benchmark_family, score_word
 
 DRAWN = 4
@@ -371,18 +371,20 @@ def _scored(rolled: Rolled, task: Task, seeds: Sequence[int] = ()) -> NDArray[np
 
 
 def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
-    """In a maze of ours, what each run's first seed drove, a column a run; else returns against the first's; a PNG."""
+    """In a maze, what each run's first seed drove, a column a run; else returns against the first's; a PNG."""
     from matplotlib.figure import Figure
 
-    maze = _maze(task)
+    with closing(task.make()) as env:
+        env.reset(seed=0)
+        floor = floor_in(env)
     _, names, _ = _called(rolled)
-    if maze is not None:
+    if floor is not None:
         n = len(rolled[0].paths)
         figure = Figure(figsize=(2.8 * len(rolled), 2.6 * n), layout="constrained")
         axes = figure.subplots(n, len(rolled), squeeze=False)
         for column, one, called in zip(axes.T, rolled, names, strict=True):
             for start, ax in enumerate(column):
-                draw_maze(ax, maze.grid, maze.goal, [one.paths[start]])
+                draw_maze(ax, floor.grid, floor.goal, [floor.places(one.paths[start])], floor.radius)
                 name = f"{wrapped(called, 34)}\nseed {one.run.config.seeds[0]}, " if start == 0 else ""
                 ax.set_title(f"{name}return {one.returns[0, start]:.0f}", fontsize=9)
     else:
@@ -398,13 +400,6 @@ def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
             ax.scatter(theirs, ours, color=colour, s=14)
             ax.set(xlabel=wrapped(names[0], 48), ylabel=wrapped(called, 48), title="each point a start state")
     return png(figure)
-
-
-def _maze(task: Task) -> Maze | None:
-    env = task.make()
-    maze = getattr(env.unwrapped, "maze", None)
-    env.close()
-    return maze if isinstance(maze, Maze) else None
 
 
 def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which: str = "last") -> str:
