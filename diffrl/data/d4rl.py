@@ -25,7 +25,7 @@ from diffrl.data.config import HDF5_SUFFIXES
 from diffrl.data.layouts import other_layout
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts, refuse_whole
 from diffrl.support.errors import DataError, UserError, closest, joined, listed
-from diffrl.support.files import atomic_path
+from diffrl.support.files import atomic_path, typed
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -351,7 +351,7 @@ def seal(path: Path) -> str:
     path = Path(path).expanduser().resolve()
     with open_table(path) as table:
         if not isinstance(table, Hdf5Table):
-            raise DataError(f"{path} has no place for a checksum: `diffrl data convert {path} NEW.hdf5` writes one.")
+            raise DataError(f"{path} can hold no checksum: `diffrl data convert {typed(path)} NEW.hdf5` writes one.")
         if table.sha256 is not None:
             return table.sha256
         found = digest(_contents(table))

@@ -54,7 +54,7 @@ def _nothing(path: Path) -> str:
     """What to do with a folder that another command may take over, as nothing of worth is in it; "" of another."""
     with contextlib.suppress(UserError):
         folders.refuse(path, FILES)
-        return f"{path} holds no round yet: the mended command takes it over by --out {path}; or delete it."
+        return f"{path} holds no round yet: the mended command takes it over by --out {typed(path)}; or delete it."
     return ""
 
 

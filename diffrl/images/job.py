@@ -41,7 +41,7 @@ from diffrl.images.run_prompts import prompts_of_run
 from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
 from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
-from diffrl.images.stored import FILES_OF_REWARDS, MEASURED_BY, as_written, changed, files_of, written
+from diffrl.images.stored import FILES_OF_REWARDS, MEASURED_BY, TRAINED_BY, as_written, changed, files_of, written
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
 from diffrl.support import failure, schema
 from diffrl.support import folder as folders
@@ -256,6 +256,10 @@ class _Session:
             about: dict[str, Any] = {"versions": versions("diffusers", "transformers", "peft", "accelerate")}
             if (base := base_of(config.model)) is not None:
                 about["base"] = base
+            # Of a run of before it is not known, and what its file says now may be an edit.
+            known = self.folder.trained_by if resumed is None else resumed.about().get(TRAINED_BY)
+            if known is not None:
+                about[TRAINED_BY] = known
             if config.model == "tiny-emoji":
                 about["weights"] = shipped_weights()
             if self.files:

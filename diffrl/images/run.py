@@ -87,8 +87,7 @@ class FinetuneRun:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / CONFIG).exists() and not folder.sealed(self.path):  # made by an older version
             folder.seal(self.path, (ABOUT, *FILES))
-        by = {stored.MEASURED_BY: self.measured_by, stored.TRAINED_BY: self.trained_by}
-        folder.write_json(self.path / ABOUT, {"kind": IMAGES, **by, **about})
+        folder.write_json(self.path / ABOUT, {"kind": IMAGES, stored.MEASURED_BY: self.measured_by, **about})
         folder.write_yaml(self.path / CONFIG, plain(self.config, self.path))
         if not folder.sealed(self.path):
             folder.seal(self.path, (ABOUT, *FILES))
@@ -129,7 +128,8 @@ class FinetuneRun:
     @property
     def trained_by(self) -> dict[str, Any]:
         """The settings of which its checkpoints are."""
-        return {name: getattr(self.config, name, None) for name in stored.TRAINING}
+        values = plain(self.config, self.path)
+        return {name: list(of) if isinstance(of := values.get(name), tuple) else of for name in stored.TRAINING}
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""
@@ -234,10 +234,10 @@ def trained_further(model: Path, started: str, adapters: bool) -> str:
     """
     variant, pipeline = divided(started)
     if adapters or variant == "control":  # a branch, which is no model by itself
-        return f"--model {started} --adapter {model}"
+        return f"--model {typed(started)} --adapter {typed(model)}"
     if variant == "video":
         return f"--model video:COPY, a copy of {pipeline} with {model}/unet as its unet"
-    return f"--model {f'{variant}:' * bool(variant)}{model}"
+    return f"--model {typed(f'{variant}:' * bool(variant) + str(model))}"
 
 
 def plain(config: FinetuneConfig, path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from diffrl.runs import workers as crew
 from diffrl.runs.shipped import shipped as shipped
 from diffrl.runs.shipped import ships as ships
 from diffrl.support.errors import UserError, closest, joined
-from diffrl.support.files import read_yaml, to_yaml
+from diffrl.support.files import read_yaml, to_yaml, typed
 from diffrl.support.folder import ABOUT
 from diffrl.support.machine import choose_compiling, cores
 from diffrl.support.schema import (
@@ -325,7 +325,7 @@ def find(name: str) -> TrainConfig:
     if name.endswith((".yaml", ".yml")) and closest(short, shipped()) is None:
         raise UserError(f"There is no file {name}. `diffrl train list` shows the configurations that ship.")
     if (path / ABOUT).is_file():
-        raise UserError(f"{name} is a run, and no configuration: `diffrl resume {name}` goes on with it.")
+        raise UserError(f"{name} is a run, and no configuration: `diffrl resume {typed(name)}` goes on with it.")
     if name in agents.AGENTS:
         raise UserError(f"{name} is an agent, and no configuration: `diffrl train --agent {name} --dataset DATASET`.")
     hint = published.hint(short)

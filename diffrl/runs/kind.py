@@ -9,7 +9,7 @@ from agents.base_config import AgentConfig
 from diffrl.runs import config as configuration
 from diffrl.runs.config import TrainConfig
 from diffrl.support.errors import UserError
-from diffrl.support.files import plain_file, read_yaml, same_place
+from diffrl.support.files import plain_file, read_yaml, same_place, typed
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json, recorded, steps, without_checkpoint
 from diffrl.support.remote import local_folder
 
@@ -60,12 +60,12 @@ def of_images(path: Path, kind: str) -> UserError:
     """What is said of a run of an image model, of a kind, where one of a policy is wanted."""
     if kind == IMAGES_DISTIL:
         return UserError(
-            f"{path} is a distilled image model: `diffrl finetune --model {path}` takes it, its distil.json and "
+            f"{path} is a distilled image model: `diffrl finetune --model {typed(path)}` takes it, its distil.json and "
             "distil.png show it."
         )
     return UserError(
-        f"{path} is a fine-tuning run of an image model: `diffrl resume {path}` goes on with it, "
-        f"`diffrl compare {path}` shows it."
+        f"{path} is a fine-tuning run of an image model: `diffrl resume {typed(path)}` goes on with it, "
+        f"`diffrl compare {typed(path)}` shows it."
     )
 
 
@@ -94,7 +94,7 @@ def require_checkpoint(path: Path | str, which: str) -> None:
 def refuse_online(path: Path | str) -> None:
     """Raise UserError where no online run can start from a policy's run, whatever the options of it are."""
     if kind_of(path) == ONLINE:
-        raise UserError(f"{path} is an online run already: `diffrl resume {path}`.")
+        raise UserError(f"{path} is an online run already: `diffrl resume {typed(path)}`.")
     if environment_of(path) is None:
         raise UserError(
             f"{path} was trained without an environment, so there is nothing to go on in. Train it with --env ID."

@@ -25,7 +25,7 @@ from diffrl.runs.run import Run
 from diffrl.runs.unchanged import unchanged, unchanged_until
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line, listed, shown
-from diffrl.support.files import address_of
+from diffrl.support.files import address_of, typed
 from diffrl.support.folder import mends_scores, recorded, say_once
 from diffrl.support.machine import resolve_device, settle
 from diffrl.support.remote import local_folder
@@ -207,7 +207,7 @@ def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) ->
         found = [began]
     elif found and starts:
         trained = [step for step in checkpoint.steps(run.path) if not run.untrained(step)]
-        how = f"`diffrl resume {run.path} --steps N` trains it further"
+        how = f"`diffrl resume {typed(run.path)} --steps N` trains it further"
         found = [f"{untrained} {f'--start-checkpoint {trained[-1]} names a trained one' if trained else how}."]
     elif not (found or starts) and which != "0" and (same := unchanged(run, min(steps))):
         found = [same]

@@ -29,7 +29,7 @@ from diffrl.runs.kind import (
 )
 from diffrl.support import schema
 from diffrl.support.errors import UserError, said_by
-from diffrl.support.files import read_yaml
+from diffrl.support.files import read_yaml, typed
 from diffrl.support.folder import (
     ABOUT,
     IMAGES,
@@ -319,7 +319,8 @@ def lowering_memory(config: TrainConfig, run: Path | None) -> AbstractContextMan
         saved = [] if run is None else checkpoint.steps(run)
         if not saved:
             return ""
-        return f"Nothing saved is lost: `diffrl resume {run}` goes on from step {saved[-1]}, where more memory is free"
+        goes_on = f"`diffrl resume {typed(run or '')}` goes on from step {saved[-1]}"
+        return f"Nothing saved is lost: {goes_on}, where more memory is free"
 
     return explaining_memory(
         f"training {stack} ({', '.join(map(str, config.seeds))})",

@@ -402,7 +402,7 @@ def same_data(run: Run, quiet: bool, now_at: str | None = None) -> OfflineDatase
                 f"{name} holds other data than those that {run.path} was trained on ({digests}): nothing was changed. "
                 f"{_where_they_are_now(run)}"
             )
-        anew = f": `diffrl train {run.path / 'config.yaml'} --out NEW`" if run.kind == OFFLINE else ""
+        anew = f": `diffrl train {typed(run.path / 'config.yaml')} --out NEW`" if run.kind == OFFLINE else ""
         raise UserError(
             f"The data set {name} is not the one that {run.path} was trained on: its contents have changed "
             f"({digests}). Put the old data back; or, {_where_they_are_now(run, 'where a copy of them is elsewhere')} "

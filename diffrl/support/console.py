@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from diffrl.support.errors import counted, printable
 
 STYLES = ("yellow", "green", "red", "bold", "bold red", "bold yellow", "dim", "cyan")
 """The styles that our texts name in brackets."""
-_OURS = {*STYLES, *(f"/{style}" for style in STYLES), "/"}
+_OURS = {*STYLES, "/"}
 
 
 class Terminal(Console):
@@ -34,10 +34,11 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         text = printable(text)
         if options.get("markup") is not False:
-            try:
-                return super().render_str(_BRACKETS.sub(_as_text, text), **options)
-            except MarkupError:  # a name with [/] in it
-                options["markup"] = False
+            marked = _BRACKETS.sub(_as_text, text)
+            for tried in (marked, marked.replace("[/]", r"\[/]", max(0, marked.count("[/]") - 1))):
+                with suppress(MarkupError):  # a name with [/] in it: only the last one is ours
+                    return super().render_str(tried, **options)
+            options["markup"] = False
         return super().render_str(text, **options)
 
 

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted, disk_full, first_line, singular
-from diffrl.support.files import SMALL, atomic_path, clear_abandoned, lock_file, read_bytes, sha256, to_write, to_yaml
+from diffrl.support.files import (
+    SMALL,
+    atomic_path,
+    clear_abandoned,
+    lock_file,
+    read_bytes,
+    sha256,
+    to_write,
+    to_yaml,
+    typed,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,14 +115,14 @@ def all_done(folder: Path, done: int, what: str = "steps", lost: Sequence[str] =
     made = f"its one {singular(what)} is done" if done == 1 else f"all {done:,} {what} are done"
     if lost:
         return f"{folder}: {made}. Gone, damaged or out of date, and made again: {', '.join(lost)}."
-    return f"{folder}: {made}. `diffrl resume {folder} --steps N` goes on to {more} in all."
+    return f"{folder}: {made}. `diffrl resume {typed(folder)} --steps N` goes on to {more} in all."
 
 
 def without_checkpoint(folder: Path) -> str:
     """What is said of a run that has no checkpoint: it was cut before its first, or has lost them; two sentences."""
     if not has_lost_checkpoints(folder):
         return f"{folder} holds no checkpoint: it was cut before its first. {AGAIN}"
-    shown = f" `diffrl report {folder}` shows its scores." if (folder / "scores.json").is_file() else ""
+    shown = f" `diffrl report {typed(folder)}` shows its scores." if (folder / "scores.json").is_file() else ""
     return (
         f"{folder} has lost its checkpoints: restore them from a copy; or begin again in another folder, or with this "
         f"one removed.{shown}"
@@ -126,13 +136,15 @@ def has_lost_checkpoints(folder: Path) -> bool:
 
 def mends_scores(folder: Path) -> str:
     """What to do about a run's scores.json that is lost or damaged: a sentence."""
-    return f"`diffrl resume {folder}` makes the evaluations of the checkpoints that are there again."
+    return f"`diffrl resume {typed(folder)}` makes the evaluations of the checkpoints that are there again."
 
 
 def what_works(folder: Path) -> str:
     """What to do about a run that could not be written on: a sentence."""
     if kept := steps(folder):
-        return f"The last checkpoint, of step {kept[-1]}, is untouched: `diffrl resume {folder}` goes on from it."
+        return (
+            f"The last checkpoint, of step {kept[-1]}, is untouched: `diffrl resume {typed(folder)}` goes on from it."
+        )
     return "There is no checkpoint yet: then give the same command again, whose folder may be used anew."
 
 
@@ -203,7 +215,7 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
     if (folder / SWEEP).exists():
         raise UserError(
             f"{folder} is a sweep's folder, in which every run has a folder of its own: choose another --out. "
-            f"`diffrl sweep ... --out {folder}` adds runs to it."
+            f"`diffrl sweep ... --out {typed(folder)}` adds runs to it."
         )
     goes_on = steps(folder) and not _as_it_began(folder)
     if goes_on or (ours and any((folder / name).exists() for name in _OF_PROGRESS)):
@@ -212,7 +224,7 @@ def refuse(folder: Path | None, files: Collection[str]) -> None:
                 f"{folder} holds a run that has lost its checkpoints: restore them from a copy; or choose another "
                 "--out, or remove the folder."
             )
-        raise UserError(f"{folder} holds a run already: `diffrl resume {folder}`, or choose another --out.")
+        raise UserError(f"{folder} holds a run already: `diffrl resume {typed(folder)}`, or choose another --out.")
     for name in files:
         if (folder / name).exists() and not ours:
             raise UserError(
@@ -302,7 +314,7 @@ def verified(path: Path, say: bool = True) -> bytes:
         raise Damaged(
             path,
             f"was changed since the run was made (its checksum in {SUMS} is another one)",
-            f"On purpose? `diffrl resume {folder} --accept-changes`. Otherwise restore it from a copy.",
+            f"On purpose? `diffrl resume {typed(folder)} --accept-changes`. Otherwise restore it from a copy.",
         )
     raise Damaged(path, f"is damaged: its checksum does not match {SUMS}")
 

@@ -452,6 +452,17 @@ def test_with_a_moving_window_the_weight_changes_once_a_sweep_by_its_mean() -> N
         tuner._adapt({"kl": kl / n})
         weights.append(tuner.state.kl_weight)
     assert weights == [0.1] * (tuner.algorithm.sweep - 1) + [0.2] * (tuner.algorithm.sweep + 1)
+    for rounds in (1, 2 * (n - 1)):
+        few = {"window": 2, "window_rounds": 2, "queries": rounds * setup.config.batch}
+        short = toy_setup(algo="grpo", kl=0.1, kl_target=10.0, **few)
+        said: list[str] = []
+        told = trained(short, 0)
+        told.state.say = said.append
+        told.algorithm.collect(0)
+        assert bool(said) == (rounds == 1)
+        assert all(f"of {2 * (n - 1)} rounds, and the run has 1." in text for text in said)
+    whole = toy_setup(algo="grpo", kl=0.1, kl_target=10.0, window=n, window_rounds=2)
+    assert trained(whole, 0).algorithm.sweep == 1  # it stands still
 
 
 @pytest.mark.parametrize("algo", ["ddpo-is", "nft"])

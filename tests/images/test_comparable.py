@@ -101,14 +101,24 @@ def test_another_algorithm_or_other_layers_are_not_accepted(
 
 
 def test_what_a_run_of_before_was_trained_by_is_not_known(plain: Path, quick: Path) -> None:
-    """So that nothing is refused of it; what it goes on with is kept."""
+    """So that nothing is refused of it, then and later: what its file says may be an edit."""
     shutil.copytree(plain, "run")
     about = json.loads(Path("run/run.json").read_text())
     assert about.pop("trained_by") == {"algo": "ddpo-is", "lora": 0, "layers": None}
     folder.write_json(Path("run/run.json"), about)
     edit(Path("run"), algo="dpok", queries=48)
     assert main(["resume", "run", "--accept-changes"]) == 0
-    assert json.loads(Path("run/run.json").read_text())["trained_by"]["algo"] == "dpok"
+    assert "trained_by" not in json.loads(Path("run/run.json").read_text())
+    edit(Path("run"), algo="ddpo-is", queries=64)
+    assert main(["resume", "run", "--accept-changes"]) == 0
+
+
+def test_layers_that_were_not_edited_are_the_same(quick: Path) -> None:
+    """A list in the file, and in run.json."""
+    assert main(["finetune", *SMALL, "--reward", "jpeg", "--layers", "conv_in", "conv_out", "--out", "run"]) == 0
+    edit(Path("run"), lr=1e-5, queries=64)
+    assert main(["resume", "run", "--accept-changes"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["trained_by"]["layers"] == ["conv_in", "conv_out"]
 
 
 def test_other_prompts_in_the_same_file_are_seen(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,14 +99,16 @@ def test_distilled_klein_takes_no_guidance(tmp_path: Path) -> None:
 
 def test_flux_that_was_distilled_to_few_steps_is_sampled_so(tmp_path: Path) -> None:
     """Its transformer has no embedding of guidance; it can be guided, and is not unless that is asked for."""
-    for embeds, sampled in ((False, (1.0, 4)), (True, (5.0, 50))):
-        folder = tmp_path / str(embeds)
+    for embeds, shifted, sampled in ((False, False, (1.0, 4)), (False, True, (5.0, 50)), (True, True, (5.0, 50))):
+        folder = tmp_path / f"{embeds}{shifted}"
         (folder / "transformer").mkdir(parents=True)
+        (folder / "scheduler").mkdir()
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"use_dynamic_shifting": shifted}))
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
         (folder / "transformer" / "config.json").write_text(json.dumps({"guidance_embeds": embeds}))
         config = FinetuneConfig(algo="nft", model=str(folder), reward="jpeg")
         assert (config.guidance, config.steps) == sampled
-    asked = FinetuneConfig(algo="nft", model=str(tmp_path / "False"), reward="jpeg", guidance=2.0, steps=8)
+    asked = FinetuneConfig(algo="nft", model=str(tmp_path / "FalseFalse"), reward="jpeg", guidance=2.0, steps=8)
     assert (asked.guidance, asked.steps) == (2.0, 8)
 
 

@@ -11,7 +11,7 @@ from diffrl.images import finetune, job, suited
 from diffrl.images.config import DDPOISConfig, DRaFTConfig, FinetuneConfig, NFTConfig
 from diffrl.images.job import resume
 from diffrl.images.lists import line_of, read_prompts
-from diffrl.images.models import latents
+from diffrl.images.models import latents, pipelines
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
 from diffrl.support.folder import write_json, write_yaml
@@ -240,6 +240,7 @@ def test_prompts_may_begin_with_the_mark_of_windows_editors(quick: Path, capsys:
     Path("p.txt").write_bytes("\ufeff3\n7\n".encode())
     assert read_prompts(Path("p.txt"))[0] == ["3", "7"]
     assert line_of(Path("p.txt"), 1) == 2
+    assert pipelines.class_of("0" * 5000 + "3", 10, "digits") == 3
     Path("long.txt").write_text("8" * 100_000)
     said = fails([*SMALL, "--prompts", "long.txt"], capsys)
     assert "characters ...]" in said

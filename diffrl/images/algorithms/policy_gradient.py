@@ -82,6 +82,12 @@ class PolicyGradient(Algorithm[ChainConfig]):
         """Sample and score the round, and take advantages over all of it."""
         setup = self.setup
         if self.window:
+            config = setup.config
+            if number == 0 and config.kl_target is not None and self.sweep > config.rounds:
+                self.state.say(
+                    f"[yellow]--kl-target changes nothing here: it goes by a sweep of the window, of {self.sweep} "
+                    f"rounds, and the run has {config.rounds}.[/]"
+                )
             first = (number // self.window_rounds) % (setup.chain.n_decisions - self.window + 1)
             self.chain = windowed(setup.model, setup.config, first, self.window)
         self.samples = samples = sample_round(setup, self.state, number, self.rule.group, chain=self.chain)
@@ -94,7 +100,8 @@ class PolicyGradient(Algorithm[ChainConfig]):
     @property
     @override
     def sweep(self) -> int:
-        return self.window_rounds * (self.setup.chain.n_decisions - self.window + 1) if self.window else 1
+        places = self.setup.chain.n_decisions - self.window + 1 if self.window else 1
+        return self.window_rounds * places if places > 1 else 1
 
     @override
     def has_signal(self, units: Tensor) -> bool:

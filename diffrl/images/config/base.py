@@ -19,7 +19,7 @@ from diffrl.images.config.pipelines import DIFFUSERS, PEFT, adapter_rank, sample
 from diffrl.images.distil_config import STUDENTS, run_of, sampled_by
 from diffrl.images.rewards.registry import companion
 from diffrl.support.errors import UserError, closest, counted, joined, nearest
-from diffrl.support.files import read_yaml
+from diffrl.support.files import read_yaml, typed
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 from diffrl.support.schema import (
     Batch,
@@ -433,12 +433,13 @@ def check_pipeline(name: str) -> None:
     if folder.is_dir():
         about = read_json(folder / ABOUT, say=False) if (folder / ABOUT).is_file() else None
         if isinstance(about, dict) and about.get("kind", IMAGES) not in (IMAGES, IMAGES_DISTIL):
-            raise UserError(f"{name} is the run of a policy, and no image model: diffrl finetune policy {name}.")
+            raise UserError(f"{name} is the run of a policy, and no image model: diffrl finetune policy {typed(name)}.")
         if (folder / "model_index.json").is_file() or about is not None:  # of a run: seen where it is loaded
             return
         if any((folder / file).is_file() for file in (DIFFUSERS, PEFT)):
             raise UserError(
-                f"{name} holds adapters and no model: give the model that they were trained on, and --adapter {name}."
+                f"{name} holds adapters and no model: give the model that they were trained on, and --adapter "
+                f"{typed(name)}."
             )
         raise UserError(NO_PIPELINE.format(name))
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:

@@ -41,12 +41,14 @@ def unguided(model: str) -> str | None:
 def sampled_as(model: str) -> dict[str, Any]:
     """The settings of sampling that a pipeline's files ask for, beside what they are by default; {}: not on this disk.
 
-    A Flux transformer without an embedding of guidance was distilled to four steps without any (FLUX.1-schnell).
+    A Flux transformer without an embedding of guidance, and a grid that is not shifted, is FLUX.1-schnell's, which was
+    distilled to four steps without any.
     """
     if unguided(model) is not None:
         return {"guidance": 1.0}
     flux = _file(model, "model_index.json").get("_class_name") == "FluxPipeline"
-    if flux and _file(model, "transformer/config.json").get("guidance_embeds") is False:
+    still = _file(model, "scheduler/scheduler_config.json").get("use_dynamic_shifting") is False
+    if flux and still and _file(model, "transformer/config.json").get("guidance_embeds") is False:
         return {"guidance": 1.0, "steps": 4}
     return {}
 

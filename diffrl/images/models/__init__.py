@@ -12,7 +12,7 @@ from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.model import ImageModel, Lora
 from diffrl.images.models.adapters import read_adapter
 from diffrl.support.errors import UserError
-from diffrl.support.files import read_yaml
+from diffrl.support.files import read_yaml, typed
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, read_json
 
 Build = Callable[..., ImageModel]
@@ -89,7 +89,7 @@ def _pipeline_of_run(name: str) -> str:
     if branch or any((model / file).is_file() for file in (DIFFUSERS, PEFT)):
         raise UserError(
             f"{name} trained {'a ControlNet branch' if branch else 'adapters'} and holds no whole model: --model "
-            f"{began or 'ID'} --adapter {model} (adapter=... in Python)."
+            f"{began or 'ID'} --adapter {typed(model)} (adapter=... in Python)."
         )
     if str(began).startswith("video:") and model.is_dir():
         raise UserError(
@@ -97,7 +97,7 @@ def _pipeline_of_run(name: str) -> str:
             f"{model}/unet in place of its unet, and give --model video:COPY."
         )
     if said["kind"] == IMAGES_DISTIL or not model.is_dir():
-        raise UserError(f"{name} has no model yet: `diffrl resume {name}` finishes the run.")
+        raise UserError(f"{name} has no model yet: `diffrl resume {typed(name)}` finishes the run.")
     return name
 
 

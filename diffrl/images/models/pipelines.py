@@ -449,7 +449,7 @@ def class_of(prompt: str, classes: int, name: str, *, null: int | None = None) -
     if not (prompt.isascii() and prompt.isdigit() and len(number) < 10 and int(number) < classes):
         empty = "" if null is None else ", or empty"
         raise UserError(f"The prompts of {name} are numbers of its classes, 0 to {classes - 1}{empty}; got {prompt!r}.")
-    return int(prompt)
+    return int(number)
 
 
 # --- Images in [0, 1], and noise that belongs to one ---------------------------------------------------------------

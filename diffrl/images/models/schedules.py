@@ -19,8 +19,8 @@ KINDS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 """diffusers' names of what a network predicts, and ours."""
 SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Settings of diffusers' schedulers that place a grid by its noise levels, between the table's."""
-OWN = ("DPMSolver", "UniPC", "DEIS", "SASolver")
-"""What the names of schedulers begin with that spread their steps over all times but the last, "linspace" too."""
+OWN = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep", "SASolver")
+"""Schedulers, without that word in their names, that spread their steps over all times but the last, "linspace" too."""
 PURE = 50.0
 """The time that stands for alpha_bar = 0 (a schedule of zero terminal signal), where -log is infinite: k = 7e10."""
 
@@ -48,10 +48,10 @@ class DiscreteSchedule:
     ends at alpha_bar_0 instead, k = .03, leaving as much noise in the latents at eta = 0, and adding some at eta > 0,
     a decision of which DDPO's code makes a log-probability; here the last step is none. Steps go from each time to the
     next: so do DDIMScheduler's with the spacing leading, and with trailing where steps divides N; elsewhere its own
-    step, of N // steps labels, misses its next time. A scheduler of consistency models (LCM, TCD: those that have
-    `original_inference_steps`) was distilled at a grid of its own, which is the grid then. So are the sigmas of OWN,
-    and those of a scheduler that spaces them (SPACED; Karras et al. 2022, arXiv 2206.00364, eq. 5): sigma is
-    sqrt(1 / alpha_bar - 1), and t = log(1 + sigma^2).
+    step, of N // steps labels, misses its next time. A scheduler of consistency models (LCM, TCD) was distilled at a
+    grid of its own, which is the grid then. So are the sigmas, where a scheduler has them, of OWN, of the spacing
+    linspace, where DDIMScheduler rounds to whole times, and of a scheduler that spaces them (SPACED; Karras et al.
+    2022, arXiv 2206.00364, eq. 5): sigma is sqrt(1 / alpha_bar - 1), and t = log(1 + sigma^2).
 
     Raises UserError for a prediction it does not know, and one of noise on a schedule that ends in pure noise.
     """
@@ -71,9 +71,13 @@ class DiscreteSchedule:
             )
         spacing, offset = settings.get("timestep_spacing", "leading"), settings.get("steps_offset", 0)
         self._grid = DDIMScheduler(n, timestep_spacing=spacing, steps_offset=offset)
-        spaced = type(scheduler).__name__.startswith(OWN) or any(settings.get(name) for name in SPACED)
-        self._spaced = spaced and hasattr(scheduler, "sigmas")
-        if "original_inference_steps" in settings or self._spaced:
+        if settings.get("use_flow_sigmas"):
+            raise UserError(f"A {type(scheduler).__name__} with use_flow_sigmas needs prediction_type flow_prediction.")
+        kind_of = type(scheduler).__name__.removesuffix("Scheduler")
+        own = kind_of in OWN or any(settings.get(name) for name in SPACED)
+        own |= spacing == "linspace" or settings.get("interpolation_type") == "log_linear"
+        self._spaced = own and hasattr(scheduler, "sigmas")
+        if kind_of in ("LCM", "TCD") or self._spaced:
             self._grid = type(scheduler).from_config(settings)
         self.prediction = Prediction(KINDS[kind], VP())
         self._table = table.clamp_max(PURE).float()
@@ -88,8 +92,9 @@ class DiscreteSchedule:
         if steps > most:
             raise UserError(f"{steps} steps of {type(self._grid).__name__}, which has a grid of {most}: give fewer.")
         self._grid.set_timesteps(steps)
-        if self._spaced:  # each sigma once: schedulers of the second order have them twice
-            levels = torch.log1p(self._grid.sigmas.double().unique_consecutive()[:steps] ** 2).cpu()
+        if self._spaced:  # each sigma once, schedulers of the second order have them twice; some end above 0
+            sigmas = self._grid.sigmas.double().unique_consecutive()
+            levels = torch.log1p(sigmas[sigmas > 0][:steps] ** 2).cpu()
             if len(levels) < steps:
                 raise UserError(f"{steps} steps of {type(self._grid).__name__}: two of its noise levels are one.")
             return torch.cat([levels, levels.new_zeros(1)]).clamp_max(PURE).float()
@@ -191,7 +196,7 @@ class UniPCFlowSchedule(FlowSchedule):
 def schedule_of(scheduler: Any, tokens: int) -> Schedule:
     """The schedule of a pipeline's scheduler; `tokens`: see `FlowSchedule`.
 
-    Which sampler of diffusers it is matters to nothing: the noise it steps through does. Raises UserError for a
+    Of diffusers' sampler the noise levels are taken, and not how it steps from one to the next. Raises UserError for a
     scheduler that is neither a table of alpha_bar nor a flow (EDM's, say).
     """
     name = type(scheduler).__name__

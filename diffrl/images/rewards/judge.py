@@ -36,6 +36,7 @@ from diffrl.images.rewards.posting import (
     check_secret,
     patiently,
     post,
+    without_secret,
 )
 from diffrl.support.errors import UserError, shown
 from diffrl.support.files import atomic_path, cache_directory, read_json, read_text
@@ -293,7 +294,7 @@ class Judge:
 
     def _safe(self, text: str) -> str:
         """The text without the key, which a server may repeat."""
-        return text.replace(self._key, f"${KEY}") if self._key else text
+        return without_secret(text, self._key, KEY)
 
     # --- what is kept -----------------------------------------------------------------------------------------------
 

@@ -96,6 +96,13 @@ def check_secret(secret: str, source: str) -> None:
         raise UserError(f"{source} is to be of ASCII letters, digits and signs, without spaces.")
 
 
+def without_secret(text: str, secret: str, source: str) -> str:
+    """The text with `$source` where the secret stands, which a server may repeat: also as JSON and `repr` write it."""
+    for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]} - {""}:
+        text = text.replace(form, f"${source}")
+    return text
+
+
 def post(url: str, body: bytes, *, secret: str, timeout: float, most: int) -> bytes:
     """The answer to a JSON body. Raises OSError, HTTPException; TooLong beyond `most` bytes.
 

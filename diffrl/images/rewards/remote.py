@@ -35,6 +35,7 @@ from diffrl.images.rewards.posting import (
     check_secret,
     patiently,
     post,
+    without_secret,
 )
 from diffrl.images.rewards.protocol import Limits
 from diffrl.support.errors import first_line
@@ -109,7 +110,7 @@ class Remote:
 
     def _without_token(self, text: str) -> str:
         """The text with the variable's name where the token stands: a server may send it back."""
-        return text.replace(self._token, f"${TOKEN}") if self._token else text
+        return without_secret(text, self._token, TOKEN)
 
     def _post(self, body: bytes) -> bytes:
         most = ANSWER + 100 * self.batch

@@ -17,6 +17,7 @@ from diffrl.runs.study.scores import RETURN, SCORE, Note, Row, Scores, twice
 from diffrl.runs.unchanged import unchanged_until
 from diffrl.support.errors import UserError, joined
 from diffrl.support.failure import error_of
+from diffrl.support.files import typed
 from diffrl.support.folder import IMAGES, Damaged, mends_scores, recorded
 from diffrl.support.written import exact, short
 from diffrl.training import logs
@@ -150,7 +151,7 @@ def _read(folder: str) -> _Read:
     """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation; Diverged where so why."""
     path = Path(folder)
     if kind_of(path) == IMAGES:
-        raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {path}` shows it.")
+        raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {typed(path)}` shows it.")
     run = Run.read(path)
     try:
         scores = read_scores(path) if (path / "scores.json").exists() else {"evaluations": []}

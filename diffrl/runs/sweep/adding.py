@@ -111,11 +111,11 @@ def _another(folder: Path, old: SweepRun, new: SweepRun) -> UserError:
     if dataclasses.replace(old.config, seeds=new.config.seeds, steps=steps) == new.config and steps > old.config.steps:
         more = (
             f" `diffrl sweep --out {typed(folder)} --steps {steps}` makes all its runs longer, `diffrl resume "
-            f"{folder / old.name} --steps {steps}` that one alone."
+            f"{typed(folder / old.name)} --steps {steps}` that one alone."
         )
     return UserError(
         f"{folder} holds another sweep: its run {old.name} has {_difference(old.config, new.config)}. `diffrl sweep "
-        f"--out {folder}` goes on with it; or choose another --out.{more}"
+        f"--out {typed(folder)}` goes on with it; or choose another --out.{more}"
     )
 
 

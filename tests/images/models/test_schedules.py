@@ -106,6 +106,33 @@ def test_a_scheduler_that_leaves_out_the_last_time_is_sampled_at_its_own(kind: s
         assert torch.allclose(schedule.label(times[:-1]), scheduler.timesteps.float(), atol=0.02)
 
 
+@pytest.mark.parametrize("kind", ["EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete"])
+def test_times_between_whole_ones_are_not_rounded(kind: str) -> None:
+    """Of the spacing linspace: 832.5, 666, 499.5 ..., where DDIM's grid has 832, 666, 500."""
+    import diffusers
+
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler = getattr(diffusers, f"{kind}Scheduler").from_config({**config, "timestep_spacing": "linspace"})
+    scheduler.set_timesteps(7)
+    times = schedule_of(scheduler, 1).times(7)
+    told = scheduler.timesteps.unique_consecutive().float()
+    assert torch.allclose(schedule_of(scheduler, 1).label(times[:-1]), told, atol=0.05)
+    assert told[1] == 832.5
+
+
+def test_noise_levels_that_cannot_be_told_apart_are_refused() -> None:
+    """As many steps as the table has: two of DPM-Solver's are one. Sigmas of a flow are none of a table's."""
+    import diffusers
+
+    solver = diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear")
+    with pytest.raises(UserError, match="1000 steps of DPMSolverMultistepScheduler: two of its noise levels are one"):
+        DiscreteSchedule(solver).times(1000)
+    with pytest.raises(UserError, match="use_flow_sigmas needs prediction_type flow_prediction"):
+        schedule_of(diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True), 1)
+    odd = diffusers.EulerDiscreteScheduler.from_config({"original_inference_steps": 50, "timestep_spacing": "leading"})
+    assert len(schedule_of(odd, 1).times(4)) == 5
+
+
 @pytest.mark.parametrize("steps", [4, 11])
 def test_spaced_steps_without_noise_are_eulers(steps: int) -> None:
     """Of one answer eps(x) = c x the chain of eta = 0 and EulerDiscreteScheduler make the same sample, to rounding."""

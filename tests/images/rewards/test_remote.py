@@ -321,6 +321,15 @@ def test_no_part_of_a_token_is_shown_where_an_answer_is_cut(before: bytes) -> No
     assert "a-very" not in str(caught.value)
 
 
+@pytest.mark.parametrize("answer", ['{"scores": [TOKEN]}', "TOKEN", '{"nothing": TOKEN}'])
+def test_a_token_of_signs_that_json_escapes_is_not_shown(answer: str) -> None:
+    token = "se\"cret\\tok'en"
+    body = answer.replace("TOKEN", json.dumps(token)).encode()
+    with scorer(lambda count, request: (200, body)) as (url, _), pytest.raises(RewardError) as caught:
+        ask(Remote(url, retries=0, token=token, patience=0), images(1, 3, 4, 4), [""])
+    assert "cret" not in str(caught.value)
+
+
 def test_a_token_is_not_shown_while_a_server_is_waited_for(
     pauses: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
