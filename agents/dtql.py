@@ -81,7 +81,7 @@ class DTQLAgent(ExpectileAgent):
         self.prediction = Prediction("edm", VE(), DATA_STD)
         self.frozen_critic, self.frozen_diffusion = frozen(self.critic), frozen(self.diffusion)
         self.networks |= {"diffusion": self.diffusion, "actor": self.actor}
-        decay, start = config.lr_decay_steps, config.actor_start
+        decay, start = config.lr_decay_steps, config.actor_start if config.lr_decay_waits else 0
         self.optimisers = {
             "value": Adam(self.value, config.critic_lr, decay_steps=decay, decay_start=start),
             "critic": Adam(self.critic, config.critic_lr, decay_steps=decay, decay_start=start),

@@ -212,6 +212,9 @@ class DTQL(ExpectileConfig):
     """Largest noise level of training."""
     lr_decay_steps: Natural = 0
     """Steps after the first `actor_start` over which all learning rates fall to 0 along a cosine; 0: they stay."""
+    lr_decay_waits: bool = True
+    """Whether those of critics and diffusion model wait for `actor_start` too, as the authors' do; without, they fall
+    from the first step, as they did up to version 0.2.0."""
     act_candidates: Several = 1024
     """Actions drawn when acting, from which the critics choose one."""
     act_temperature: NotNegative = 1.0
@@ -226,6 +229,12 @@ class DTQL(ExpectileConfig):
     @override
     def untrained_steps(self) -> int:
         return self.actor_start
+
+    @classmethod
+    @override
+    def of_run(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a run; of one without `lr_decay_waits` the rates have fallen from the first step."""
+        return {"lr_decay_waits": False, **values}
 
     @override
     def going_online(self) -> DTQL:

@@ -284,7 +284,8 @@ def _when(name: ogbench.Name) -> str:
     data, env = ("after" if later else "before" for later in (name.after, name.timing == "post"))
     as_in = {"pre": "OGBench since 1.2.0", "post": "OGBench to 1.1.5, and so in FQL"}[name.timing]
     whose = "ours alone" if name.after else f"as in {as_in}"
-    return f"rewards and success are of the state {data} an action in the data, {env} it in the environment, {whose}"
+    said = f"rewards and success are of the state {data} an action in the data, {env} it in the environment, {whose}"
+    return said if name.after or name.timing == "pre" else f"{said}; runs of diffrl up to 0.2.0 had both after it"
 
 
 @cache

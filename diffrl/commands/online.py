@@ -105,15 +105,25 @@ def of_configuration(option: str) -> bool:
 
 
 def _beside(words: list[str]) -> list[str]:
-    """Take out of the words the options of a configuration's data, environment and agent, with their values."""
+    """Take out of the words the options of a configuration's data, environment and agent, with their values.
+
+    Data, environment and rows are one word. What an agent's option takes ends at the next option, and where the run or
+    configuration is still to come at a word that is one.
+    """
+    from diffrl.runs.shipped import ships
+
     taken: list[str] = []
-    i = 1 if words and not words[0].startswith("-") else 0
+    seen = bool(words) and not words[0].startswith("-")
+    i = int(seen)
     while i < len(words):
-        if not of_configuration(words[i].partition("=")[0]):
+        option, _, given = words[i].partition("=")
+        if not of_configuration(option):
             i += 1
             continue
-        end = i + 1
-        while end < len(words) and not words[end].startswith("--"):
+        end, most = i + 1, len(words) if option.startswith("--agent.") else i + 1 + (not given)
+        while end < min(most, len(words)) and not words[end].startswith("--"):
+            if option.startswith("--agent.") and not seen and (ships(words[end]) or Path(words[end]).exists()):
+                break
             end += 1
         taken += words[i:end]
         del words[i:end]

@@ -40,8 +40,8 @@ class Render:
     """Pictures a second; by default about 30, with time as fast as in the environment, where that is known. More of
     them than the environment makes steps in a second show it faster than it is."""
     every: Count | None = None
-    """Draw one step of so many; time stays as fast as in the environment. By default as many as --fps needs, and fewer
-    where that would take more than two minutes, which is said."""
+    """Draw one step of so many; time stays as fast as in the environment, unless --fps is given. By default as many as
+    --fps needs, and without --fps fewer where that would take more than two minutes, which is said."""
     max_episode_steps: Count | None = None
     """Another time limit of its episodes; by default the run's."""
     force: bool = False

@@ -35,7 +35,7 @@ from diffrl.runs.kind import (
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
-from diffrl.runs.unchanged import tell_unchanged
+from diffrl.runs.unchanged import tell_unchanged, unchanged_until
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
@@ -194,7 +194,7 @@ def _fit(
 ) -> Path:
     origin: dict[str, Any] = {"online": {"offline_run": str(settings.offline_run)}}
     origin["online"]["start_steps"] = list(settings.start_steps)
-    origin[UNCHANGED] = settings.warm_up
+    origin[UNCHANGED] = unchanged_until(run)
     with watched(run, _title(run, settings, len(transitions)), quiet, saved) as observer:
         tell_unchanged(run, observer.message)
         trainer = _trainer(run, settings, agent, transitions, observer.message)

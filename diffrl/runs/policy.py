@@ -162,8 +162,15 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
             console.print(f"[yellow]{complaint}[/]")
         return saved
     if which == "best":
+        of_all = Scores(run.path, {UNCHANGED: unchanged_until(run)}).best()
         while best := Scores(run.path, {UNCHANGED: unchanged_until(run)}, steps=steps).best():
             step = int(best[seed_index]["step"])
+            if (gone := int(of_all[seed_index]["step"])) not in checkpoint.steps(run.path):
+                seed = run.config.seeds[seed_index]
+                say_once(
+                    f"{run.path}: the best evaluation of seed {seed}, of step {gone:,}, has no checkpoint any more: of "
+                    f"those that are there step {step:,} is the best."
+                )
             try:
                 return checkpoint.load(run.path, step)
             except checkpoint.CheckpointError as error:

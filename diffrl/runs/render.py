@@ -113,7 +113,8 @@ def render(
         usual = max(1, round(real / (_PICTURES if fps is None else fps)))
         first = _begin(envs, acts, panels, (seed, 0))
         slow = 1 if fps is not None or every is not None else _every(_seconds(panels), limit, episodes, usual, quiet)
-        shown_every = max(usual, slow) if every is None else every
+        # A picture a minute at least: an episode has its first and its last one.
+        shown_every = min(max(usual, slow) if every is None else every, limit, max(1, round(60 * real)))
         shown_fps = real / shown_every if fps is None else float(fps)
         drawn = 0
         with stop_signals() as stopped, work(f"{opened.path.name} in {task.env_text}", "steps", quiet) as on_step:

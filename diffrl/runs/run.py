@@ -147,12 +147,23 @@ class Run:
         if self.kind == ONLINE:
             settings = OnlineConfig.from_dict(self.settings or {}, str(self.path))
             updates = max(step - settings.warm_up, 0) * settings.updates_per_step
-            idle = max(agent.untrained_steps - at, 0) if start.kind == OFFLINE else 0  # its updates are counted on
+            idle = self.idle_updates()
         else:
             updates, idle = step, 0
         if updates > idle or not start._untrained(at, origins[1:]):
             return ""
         return f"At step {step:,} the policy that acts is untrained: it is that of {start.path} at step {at:,}."
+
+    def idle_updates(self) -> int:
+        """How many updates of an online run leave the policy as it is: what is left of its agent's `untrained_steps`.
+
+        Those of the offline run that it started from count; where it started from a configuration, there are none.
+        """
+        waits = self.config.agent.untrained_steps
+        if not waits or not (self.settings or {}).get("start_steps"):
+            return waits
+        origins = self._origins()
+        return max(waits - origins[0][1], 0) if origins and origins[0][0].kind == OFFLINE else 0
 
     def began_untrained(self) -> str:
         """A sentence where the policy goes back to an untrained one that was changed but never trained; else "".

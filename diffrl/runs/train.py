@@ -36,6 +36,7 @@ from diffrl.training.logs import SHOWN, UNCHANGED, MetricsLog, ScoreBook, Scores
 from diffrl.training.loop import DivergedError, Evaluations, InLine, Loop, NoEvaluations, Trainer
 from diffrl.training.sinks import TENSORBOARD
 from diffrl.training.stack import StackTrainer
+from envs import registry
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, load_known, whereabouts
 from envs.rows import first_rows
 from envs.task import Task, benchmark_family, capped, data_limit, open_task, score_word
@@ -294,6 +295,8 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
             timing = run.task.env_kwargs.get("timing", "post")
             timed = f"Success is timed `{timing}`"
             where = "" if scores.about["comparable"] else ", on data that are rebuilt, not OGBench's own, or in part"
+            if registry.get(scores.about["reference"]).ours_alone:
+                where = ", and in the data as nobody else's, which are compared with none"
             console.print(f"{timed}{where}: say so with the number.")
         elif kind == "score" and not run.task.faithful:
             console.print(

@@ -1,5 +1,6 @@
 """How long the policy of a run stays as it was at step 0: no evaluation till then is a best one."""
 
+import math
 from collections.abc import Callable
 
 from diffrl.runs.config import OnlineConfig
@@ -12,17 +13,24 @@ from diffrl.tuning import config as tuning
 def unchanged_until(run: Run) -> int:
     """The last step at which the policy that acts has surely learned nothing in the run.
 
-    Of an offline run its agent's `untrained_steps`, of an online one its warm-up, of a policy that is fine-tuned in an
-    environment the iterations in which the critic learns alone; else 0.
+    Of an offline run its agent's `untrained_steps`, of an online one its warm-up and what is left of these, of a policy
+    that is fine-tuned in an environment the iterations in which the critic learns alone; else 0.
     """
     if run.kind == OFFLINE:
         return run.config.agent.untrained_steps
     settings = run.settings or {}
     if run.kind == ONLINE:
-        return int(held(settings.get("warm_up", OnlineConfig.warm_up), Natural, f"warm_up in {run.path / SETTINGS}"))
+        warm_up, updates = (_natural(run, name) for name in ("warm_up", "updates_per_step"))
+        return warm_up + math.ceil(run.idle_updates() / max(1, updates))
     if run.kind not in tuning.ALGORITHMS:
         return 0
     return tuning.critic_alone(tuning.from_dict(settings, str(run.path)))
+
+
+def _natural(run: Run, name: str) -> int:
+    """A whole number of an online run's settings. Raises UserError for what is none."""
+    value = (run.settings or {}).get(name, getattr(OnlineConfig, name))
+    return int(held(value, Natural, f"{name} in {run.path / SETTINGS}"))
 
 
 def unchanged(run: Run, step: int) -> str:
@@ -31,7 +39,10 @@ def unchanged(run: Run, step: int) -> str:
         return ""
     if not last:
         return "At step 0 its policy is the one that it started with."
-    why = "it only collects (--warm-up)" if run.kind == ONLINE else "its critic learns alone (--critic-warm-up)"
+    why = "its critic learns alone (--critic-warm-up)"
+    if run.kind == ONLINE:
+        waits = f", and then its agent waits (--agent.{run.config.agent.waits_by.replace('_', '-')})"
+        why = f"it only collects (--warm-up){waits * bool(run.idle_updates())}"
     return f"Up to step {last:,} its policy is the one that it started with, while {why}."
 
 

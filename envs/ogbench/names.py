@@ -164,6 +164,8 @@ def as_before(text: str) -> str | None:
     if name is None or name.task is None or name.timing == "pre" or name.after:
         return None
     head, tail = text.rsplit("-v0", 1)
+    if name.world.name in ("puzzle-4x5", "puzzle-4x6") and "-task" not in text.replace("singletask", ""):
+        head = head.replace("-singletask", "-singletask-task4")  # by default then
     return f"{head}-post-v0{tail}"
 
 

@@ -148,6 +148,19 @@ def test_all_rates_fall_together_from_the_policys_start_to_nothing() -> None:
     assert [of["actor"] for of in rates[4:]] == pytest.approx([*cosine, 0], abs=1e-6)
 
 
+def test_a_run_of_before_keeps_its_schedule() -> None:
+    """Its configuration does not say that the critics' rates wait: they have fallen from the first step."""
+    config = dataclasses.replace(SMALL, actor_start=4, lr_decay_steps=6)
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name != "lr_decay_waits"}
+    old = DTQL(**DTQL.of_run(fields))
+    assert (old.lr_decay_waits, DTQL(**DTQL.of_run(dataclasses.asdict(config))).lr_decay_waits) == (False, True)
+    agent, g = build(old), torch.Generator().manual_seed(0)
+    for k in range(6):
+        agent.update(make_batch(), g)
+        rate = float(agent.optimisers["critic"]._rate) / old.critic_lr
+        assert rate == pytest.approx((1 + math.cos(math.pi * k / 6)) / 2, abs=1e-6)
+
+
 def test_acting_draws_and_the_target_critics_choose() -> None:
     agent, x = build(dataclasses.replace(SMALL, act_temperature=0.0)), torch.randn(1, 5, 3)
     agent.target_critic.load_state_dict(build(seeds=(1,)).critic.state_dict())

@@ -510,6 +510,9 @@ def test_a_run_of_before_goes_on_with_the_rewards_that_it_has_known(
     assert not capsys.readouterr().err
     few = datasets.load_dataset(known.metadata["dataset"], 100)
     np.testing.assert_array_equal(datasets.load_known(task, d4rl.fingerprint(few), 100).rewards, few.rewards)
+    assert names.as_before("puzzle-4x5-play-singletask-sparse-v0") == "puzzle-4x5-play-singletask-task4-sparse-post-v0"
+    assert names.as_before("puzzle-4x6-noisy-singletask-task1-v0") == "puzzle-4x6-noisy-singletask-task1-post-v0"
+    assert names.as_before("puzzle-3x3-play-singletask-v0") == "puzzle-3x3-play-singletask-post-v0"
     for name in ("pointmaze-medium-navigate-v0", TASK.replace("-v0", "-pre-v0"), "hopper-medium-v2"):
         assert names.as_before(name) is None
     assert (
@@ -796,6 +799,7 @@ def test_info_tells_whole_recordings_of_a_task_whose_solved_rows_end_episodes(
     assert f"per recording min 25% median 75% max mean std steps {ROWS - 1}.0 {ROWS - 1}.0" in out
     half = datasets.load_dataset(f"pointmaze-medium-navigate-singletask-task{task}-v0", rows=ROWS + 50)
     recorded = fidelity.recordings(NAVIGATE, path, half)
+    assert (recorded is None) == (not marks.flatten()[: ROWS + 50].any())
     assert recorded is None or recorded.episode_lengths().tolist() == [ROWS - 1, 51]
 
 

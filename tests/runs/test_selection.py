@@ -356,7 +356,7 @@ def test_without_the_data_there_is_the_bandit_and_the_cloning_loss(
     def elsewhere(*_: Any, **__: Any) -> OfflineDataset:
         raise UserError("The data set 'x.hdf5' is not there.")
 
-    monkeypatch.setattr(train, "load_dataset", elsewhere)
+    monkeypatch.setattr(train, "load_known", elsewhere)
     out = tmp_path / "selection"
     assert main(["select", str(runs), "--out", str(out), *QUICK]) == 0
     said = "Neither fqe nor critics without the data: The data set 'x.hdf5' is not there."

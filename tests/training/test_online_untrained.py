@@ -11,14 +11,16 @@ import pytest
 import torch
 
 import diffrl
-from agents import RLPD
+from agents import DTQL, RLPD
 from diffrl.cli import main
+from diffrl.commands.online import _beside
 from diffrl.data import d4rl
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.replay import MixedSource
 from diffrl.runs.kind import ONLINE
-from diffrl.runs.policy import build_agent
+from diffrl.runs.policy import build_agent, load_agent
 from diffrl.runs.run import Run
+from diffrl.runs.unchanged import unchanged_until
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
 from diffrl.training import checkpoint
@@ -148,6 +150,42 @@ def test_a_configuration_s_data_environment_and_agent_are_changed_as_train_does(
         assert main(["online", str(start), *given, *few, str(tmp_path / "out")]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["CONFIG", "rlpd/maze2d-umaze-v1-small"])
+def test_the_configuration_may_stand_behind_its_options(name: str, yaml: Path) -> None:
+    """Data, environment and rows take one word; an agent's option as many as come before what is a configuration."""
+    name = name.replace("CONFIG", str(yaml))
+    own = ["--agent.width", "8", "--rows", "150", "--env", "Bandit-v0", "--agent.no-critic-layer-norm"]
+    for words in ([*own, name, "--steps", "8"], ["--steps", "8", *own, name], [name, "--steps", "8", *own]):
+        left = list(words)
+        assert _beside(left) == own
+        assert sorted(left) == sorted([name, "--steps", "8"])
+    several = ["--agent.multipliers", "1", "2", "3"]
+    left = [name, *several]
+    assert _beside(left) == several
+    assert left == [name]
+
+
+def test_a_policy_whose_agent_waits_is_not_the_best_of_an_online_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DTQL's first `actor_start` updates train its critics alone, from a configuration and behind an offline run."""
+    offline = bandit_run(tmp_path / "offline", DTQL(width=8, layers=1, batch_size=8, actor_start=30), steps=10)
+    few = {"warm_up": 10, "updates_per_step": 2, "eval_every": 10, "eval_episodes": 1}
+    run = diffrl.online(offline, out=tmp_path / "run", steps=20, **few)
+    opened = Run.read(run)
+    assert opened.idle_updates() == 20
+    assert unchanged_until(opened) == 10 + 20 / 2
+    assert json.loads((run / "scores.json").read_text())["unchanged_until"] == 20
+    said = " ".join(capsys.readouterr().err.split())
+    assert "while it only collects (--warm-up), and then its agent waits (--agent.actor-start)" in said
+    start, same = (list(load_agent(Run.read(path), 0, "last").actor.parameters()) for path in (offline, run))  # type: ignore[attr-defined]
+    assert all(torch.equal(a, b) for a, b in zip(start, same, strict=True))
+    diffrl.resume(run, steps=30, quiet=True)
+    moved = load_agent(Run.read(run), 0, "last").actor.parameters()  # type: ignore[attr-defined]
+    assert not all(torch.equal(a, b) for a, b in zip(start, moved, strict=True))
+    assert [best["step"] for best in json.loads((run / "scores.json").read_text())["best"]] == [30, 30]
 
 
 @pytest.mark.slow

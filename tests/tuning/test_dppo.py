@@ -260,11 +260,18 @@ def test_no_evaluation_of_an_untouched_policy_is_the_best(
     (run / "SHA256SUMS").unlink()
     (run / "scores.json").write_text(json.dumps(found))
     assert diffrl.evaluate(run, episodes=1, which="best", quiet=True)["best"]["step"] == [120, 120]
+    last = found["evaluations"][3]
     found["evaluations"] = found["evaluations"][:3]
     (run / "scores.json").write_text(json.dumps(found))
     capsys.readouterr()
     assert set(diffrl.evaluate(run, episodes=1, which="best")["best"]["step"]) <= {0, 40, 80}
     assert same in " ".join(capsys.readouterr().err.split())
+    found["evaluations"].append(last)
+    (run / "scores.json").write_text(json.dumps(found))
+    shutil.rmtree(run / "checkpoints" / f"{120:09d}")  # as an older version pruned it
+    diffrl.evaluate(run, episodes=1, which="best")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of step 120, has no checkpoint any more: of those that are there step" in said
 
 
 def test_a_frozen_start_is_loaded_with_the_policy(cloned: Path, tmp_path: Path) -> None:

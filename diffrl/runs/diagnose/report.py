@@ -306,7 +306,7 @@ def _finish_below(ax: "Axes", marker: float = 1) -> None:
 
 def _columns(labels: Sequence[str]) -> int:
     """The most columns, up to three, of a legend of these labels that is no wider than its plot."""
-    for n in (3, 2):
+    for n in (3, 2) if labels else ():
         rows = -(-len(labels) // n)
         widest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
         if sum(widest) + _HANDLE * len(widest) <= _ACROSS:
