@@ -164,6 +164,8 @@ class FinetuneRun:
         """Open a run's folder. Raises UserError where it is not that of a fine-tuning run of images."""
         path = Path(path)
         if not (path / CONFIG).is_file():
+            if (path / ABOUT).is_file() and folder.read_json(path / ABOUT).get("kind") == IMAGES:
+                raise UserError(f"{path} is damaged: {CONFIG} is missing. Restore it from a copy.")
             what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
             raise UserError(f"{path} is not the folder of a fine-tuning run of images: it {what}.")
         about = folder.read_json(path / ABOUT) if (path / ABOUT).exists() else {"kind": IMAGES}

@@ -55,6 +55,12 @@ def unwritten(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}."
 
 
+def require_cache(file: Path) -> None:
+    """Raise UserError where what takes long to make cannot be kept at `file`, below `cache_directory`."""
+    if why := no_room(file):
+        raise UserError(f"{file} cannot be written: {why}. $DIFFRL_CACHE names another folder for it.")
+
+
 def no_room(file: Path) -> str:
     """Why a file cannot be made where it is to be; "" where it can. A folder that is not there yet would be made."""
     folder = next((place for place in file.absolute().parents if place.exists()), file.parent)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from diffrl.cli import main
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images import evaluation
 from diffrl.images.algorithms import Finetuner
+from diffrl.images.models import digits, latents
+from diffrl.images.run import FinetuneRun
 from diffrl.images.samples import Setup
+from diffrl.support.errors import UserError
 from tests.images.test_command import UNSCORED, final
 
 ROUNDS = ["finetune", *UNSCORED, "--queries", "64", "--eval-every", "4", "--updates", "2", "--train-steps", "1"]
@@ -102,3 +106,25 @@ def test_a_stop_anywhere_in_a_round_or_an_evaluation_is_at_once_and_loses_nothin
         [entry | {"seconds": 0} for entry in entries] for entries in history[1:]
     ]
     assert [entry["round"] for entry in history[1]] == [0, 4]
+
+
+@pytest.mark.parametrize("folder_of", [digits.tiny_digits_folder, latents.tiny_latents])
+def test_a_model_that_cannot_be_kept_is_not_trained_first(
+    folder_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache is below a file: minutes of training would be lost at their end."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIFFRL_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(digits, "train_digits", None)
+    monkeypatch.setattr(latents, "train_latents", None)
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory\. \$DIFFRL_CACHE names another folder"):
+        folder_of(quiet=True)
+
+
+def test_a_run_of_images_without_its_settings_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"kind": "images"}')
+    with pytest.raises(UserError, match=r"is damaged: finetune\.yaml is missing\. Restore it from a copy\.$"):
+        FinetuneRun.read(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(UserError, match="is not the folder of a fine-tuning run of images"):
+        FinetuneRun.read(tmp_path)

@@ -19,6 +19,7 @@ from diffrl.diffusion import VP, Prediction, denoising_loss
 from diffrl.images.model import ImageModel, Lora, Origin
 from diffrl.images.models.training import OnProgress, optimise
 from diffrl.support.console import work
+from diffrl.support.failure import require_cache
 from diffrl.support.files import atomic_path, cache_directory, sha256
 from diffrl.support.seeds import generator_at
 
@@ -40,6 +41,7 @@ def tiny_digits_folder(quiet: bool = False) -> Path:
     """Where tiny-digits is, trained now if it is not there."""
     folder = cache_directory() / "models" / f"tiny-digits-{STEPS}"
     if not (folder / "model_index.json").exists():
+        require_cache(folder)
         with work("Training tiny-digits (once, about a minute)", "steps", quiet) as on_progress:
             train_digits(folder, on_progress=on_progress)
     return folder

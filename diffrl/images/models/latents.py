@@ -27,6 +27,7 @@ from diffrl.images.models.pipelines import LatentModel, class_of
 from diffrl.images.models.schedules import schedule_of
 from diffrl.images.models.training import Kept, OnProgress, optimise
 from diffrl.support.console import work
+from diffrl.support.failure import require_cache
 from diffrl.support.files import atomic_path, cache_directory
 from diffrl.support.seeds import generator_at
 
@@ -90,6 +91,7 @@ def tiny_latents(
     """The built-in latent model, trained now if the cache does not have it: minutes; cut, it goes on where it was."""
     folder = cache_directory() / "models" / f"tiny-latents-{VAE_STEPS}-{STEPS}"
     if not folder.is_dir():
+        require_cache(folder)
         with (
             work("Training tiny-latents' autoencoder (once)", "steps", quiet) as vae_progress,
             work("Training tiny-latents' U-Net (once)", "steps", quiet) as progress,
