@@ -79,7 +79,11 @@ def test_limits_and_default_tasks_are_the_wheels() -> None:
         assert theirs.max_episode_steps == world.max_episode_steps == gymnasium.registry[world.env_id].max_episode_steps
 
 
-@pytest.mark.parametrize("world", [*names.WORLDS])
+QUICK_WORLDS = ("pointmaze-medium", "cube-single", "puzzle-3x3", "puzzle-4x5")
+SLOW_WORLDS = [pytest.param(world, marks=pytest.mark.slow) for world in names.WORLDS if world not in QUICK_WORLDS]
+
+
+@pytest.mark.parametrize("world", [*QUICK_WORLDS, *SLOW_WORLDS])
 def test_the_default_task_is_the_wheels(world: str) -> None:
     """Of every world: puzzles have two."""
     with closing(worlds.make_task(world)) as env:
