@@ -32,7 +32,7 @@ class Terminal(Console):
 
     @override
     def render_str(self, text: str, **options: Any) -> Text:
-        text = printable(text)
+        text = text if text.isprintable() else printable(text)
         if options.get("markup") is not False:
             marked = _BRACKETS.sub(_as_text, text)
             for tried in (marked, marked.replace("[/]", r"\[/]", max(0, marked.count("[/]") - 1))):
