@@ -50,6 +50,9 @@ _SILENT = "rounds without a signal are counted, and DPPO keeps which seeds have 
 _ABSOLUTE = "the data's path is stored absolute"
 _COMPANIONS = "of a sum of rewards the companions are held out, which an evaluation measures: one more entry"
 _EVALUATED_IN = "an evaluation says which environment it was made in, with its arguments and time limit: new entries"
+_COUNTS = "each seed of a policy that is fine-tuned counts its own steps: (S,) in place of one number"
+_UNCHANGED = "scores say up to which step the policy has learned nothing, and no evaluation till then is the best"
+_CRITICS = "critics are asked as the agent asks them, and the diagnosis says how: one more entry"
 _AGENT = "scores name their agent: a new entry"
 _LOSS = "an evaluation of a run on examples has their loss: a new entry"
 _BASE = "adapters of a built-in model name it and the digest of the weights under them"
@@ -72,6 +75,15 @@ ACCEPTED: dict[str, str] = {
     "online-synthetic/metrics.csv:*": _ROWS_2,
     "online-synthetic/scores.json:*": _ROWS_2,
     "*/scores.json:agent": _AGENT,
+    "*/scores.json:unchanged_until": _UNCHANGED,
+    "dtql/scores.json:best": _UNCHANGED,
+    "online*/scores.json:best": _UNCHANGED,
+    "dppo*/scores.json:best": _UNCHANGED,
+    "policy-nft*/scores.json:best": _UNCHANGED,
+    "dppo*/checkpoints/*/state.safetensors:finetune.optimiser.*.step": _COUNTS,
+    "policy-nft*/checkpoints/*/state.safetensors:finetune.optimiser.*.step": _COUNTS,
+    "policy-nft*/checkpoints/*/state.json:sha256": _COUNTS,
+    "diagnose/diagnosis.json:fine_tuning": _CRITICS,
     "supervised*/evaluations.json:__all__": _LOSS,
     "*/run.json:task": _WHOLE_ENVIRONMENT,
     "*/evaluation.json:env": _WHOLE_ENVIRONMENT,
