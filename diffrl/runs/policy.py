@@ -162,8 +162,9 @@ def _find_checkpoint(run: Run, which: str, seed_index: int) -> checkpoint.Checkp
             console.print(f"[yellow]{complaint}[/]")
         return saved
     if which == "best":
-        of_all = Scores(run.path, {UNCHANGED: unchanged_until(run)}).best()
-        while best := Scores(run.path, {UNCHANGED: unchanged_until(run)}, steps=steps).best():
+        about = {UNCHANGED: unchanged_until(run)}
+        of_all = Scores(run.path, about).best()
+        while best := Scores(run.path, about, steps=steps).best():
             step = int(best[seed_index]["step"])
             if (gone := int(of_all[seed_index]["step"])) not in checkpoint.steps(run.path):
                 seed = run.config.seeds[seed_index]
