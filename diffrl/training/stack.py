@@ -83,6 +83,9 @@ class Captured(TrainingStep):
     The first steps are made eagerly, on a side stream: memory is taken, libraries are initialised and compiled
     functions compiled, none of which can happen in a capture. They are steps of the training like any other, and a
     capture executes nothing: the sequence of steps is the one that eager steps make.
+
+    The graphs of all phases work in one pool of memory, so that 20 phases take what one takes: no two run at once, and
+    what a step leaves for the next lies outside, in the learner's state and the trainer's sums.
     """
 
     WARM_UP = 3
@@ -94,6 +97,7 @@ class Captured(TrainingStep):
         self._stream = torch.cuda.Stream(generator.device)  # type: ignore[no-untyped-call]
         self._eager_steps = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
 
     @override
     def __call__(self, phase: int) -> None:
@@ -114,7 +118,7 @@ class Captured(TrainingStep):
         # The graph advances this generator at every replay, so that its state can be saved and restored between them.
         graph.register_generator_state(self._generator)
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self._step(phase)
         except RuntimeError as error:
             if out_of_memory(error):
@@ -129,6 +133,7 @@ class Captured(TrainingStep):
     @override
     def forget(self) -> None:
         self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # that of graphs which are gone takes no more
 
 
 class StackTrainer(Trainer, Generic[BatchT]):

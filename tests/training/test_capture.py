@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,72 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import diffrl
-from agents import AGENTS, RLPD, AgentConfig, Diffuser, DiffusionQL
-from diffrl.augment.synther.codec import RowCodec
-from diffrl.augment.synther.config import SynthERConfig
-from diffrl.augment.synther.model import ModelRows, TransitionDiffusion
-from diffrl.data.preferences import Preferences
-from diffrl.data.preprocessing import Normaliser, Preprocessing
-from diffrl.data.transitions import Transitions
+from agents import AGENTS, RLPD, AgentConfig
+from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.support.errors import UserError
 from diffrl.support.machine import products
 from diffrl.training import checkpoint
 from diffrl.training.stack import Captured, StackTrainer
-from diffrl.tuning.config import DPOConfig
-from diffrl.tuning.dpo import PreferenceLearner, PreferenceTrainer, SegmentPairs
 from tests.training.conftest import AGENT, assert_same_run, final_state, tiny
+from tests.training.subjects import CONFIGS, binned, distilled, improving, pairs, trainer, transitions, tuned
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-OWN = ("diffuser", "rlpd")
-"""Agents whose defaults are too long for the few steps here: plans, and a period of 20."""
-CONFIGS = [AGENTS[name](width=8, layers=1, batch_size=4) for name in sorted(AGENTS) if name not in OWN] + [
-    RLPD(width=8, layers=1, batch_size=4, actor_every=3),
-    AGENTS["bfn"](width=8, layers=1, batch_size=4, chunk=3),  # type: ignore[call-arg]
-    AGENTS["fql"](width=8, layers=1, batch_size=4, chunk=3),  # type: ignore[call-arg]
-    AGENTS["fql"](width=8, layers=1, batch_size=4, n_step=3),  # type: ignore[call-arg]
-    Diffuser(width=8, layers=1, batch_size=4, horizon=8, ema_start=3),
-    Diffuser(width=8, layers=1, batch_size=4, horizon=8, ema_start=3, guidance="return"),
-    DiffusionQL(width=8, layers=1, batch_size=4, ema_start=3, ema_every=2, critic_layer_norm=True, max_q_backup=True),
-]
-
-
-def trainer(config: AgentConfig, n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer:
-    g = torch.Generator().manual_seed(0)
-    rows = torch.rand(64, 12, generator=g) * 2 - 1
-    rows[:, -2], rows[:, -1] = 0, torch.arange(64)  # one episode
-    agent = config.build(3, 2, tuple(range(n_seeds)), device)
-    generator = torch.Generator(device=device).manual_seed(1)
-    return StackTrainer(
-        agent, agent.source(Transitions(rows.to(device), 3, 2)), config.batch_size, generator, capture=capture
-    )
-
-
-def binned(n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer[Any]:
-    """A conditional model of transitions: its batches hold a `Batch` and bins, a tuple in a tuple."""
-    rows = torch.rand(64, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    rows[:, -3] = (rows[:, -3] > 0).float()
-    config = SynthERConfig(width=8, blocks=1, condition="reward", bins=4)
-    data = ModelRows.of(Transitions(rows, 3, 2), config)
-    model = TransitionDiffusion(config, RowCodec.fit(data.transitions), tuple(range(n_seeds)), device)
-    generator = torch.Generator(device=device).manual_seed(1)
-    return StackTrainer(model, data.to(device), 4, generator, capture=capture)
-
-
-def pairs(n_seeds: int = 1, device: str = "cpu", capture: bool = False) -> StackTrainer[Any]:
-    """A policy that learns from preferences: its batches are pairs of segments."""
-    g = torch.Generator().manual_seed(0)
-    columns = (torch.rand(16, 3, size, generator=g).numpy() for size in (3, 2, 3, 2))
-    as_they_are = Preprocessing(*(Normaliser(torch.zeros(size), torch.ones(size)) for size in (3, 2)))
-    agent = AGENTS["diffusion_bc"](width=8, layers=1).build(3, 2, tuple(range(n_seeds)), device)
-    learner = PreferenceLearner(agent, DPOConfig(start_run=Path(), batch_size=4))
-    source = SegmentPairs(Preferences(*columns), as_they_are, torch.device(device))
-    generator = torch.Generator(device=device).manual_seed(1)
-    return PreferenceTrainer(learner, source, generator, lambda step, on_progress: np.zeros(0), capture=capture)
-
-
-OTHERS = pytest.mark.parametrize("make", [binned, pairs])
-"""Of learners whose batches are not transitions alone."""
+OTHERS = pytest.mark.parametrize("make", [binned, pairs, tuned, distilled, improving])
+"""Of learners whose batches are not transitions alone, or that no configuration of `CONFIGS` builds."""
 
 
 def snapshot(trainer: StackTrainer[Any]) -> dict[str, Tensor]:
@@ -137,6 +83,7 @@ class Taped:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, eager: StackTrainer[Any]) -> None:
         self.trainer = eager
         self.recorded = 0
+        self.pools: list[tuple[int, int]] = []
         stream = SimpleNamespace(wait_stream=lambda other: None)
         for name, stand_in in {
             "Stream": lambda device: stream,
@@ -145,14 +92,16 @@ class Taped:
             "device": lambda device: nullcontext(),
             "CUDAGraph": Tape,
             "graph": self.record,
+            "graph_pool_handle": lambda: (0, self.recorded),
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
         self.trainer._make_step = Captured(self.trainer.step, self.trainer._generator, self.trainer.learner.period)
 
     @contextmanager
-    def record(self, tape: Tape, stream: Any) -> Iterator[None]:
+    def record(self, tape: Tape, stream: Any, pool: tuple[int, int]) -> Iterator[None]:
         """A capture executes nothing: what the recorded step did is undone, also to registered generators."""
         self.recorded += 1
+        self.pools.append(pool)
         live = {name: tensor for name, tensor in self.trainer.state().items() if name != "generator"}
         before = {name: tensor.clone() for name, tensor in live.items()}
         states = [generator.get_state() for generator in tape.generators]
@@ -173,6 +122,7 @@ def test_a_recorded_step_repeated_blindly_is_training(
     for each in (eager, taped.trainer):
         advance(each, 12)
     assert taped.recorded == eager.learner.period
+    assert len(set(taped.pools)) == 1  # which all graphs share
     assert_equal(snapshot(eager), snapshot(taped.trainer))
 
 
@@ -185,6 +135,26 @@ def test_a_recorded_step_is_training_whatever_a_batch_is(
     for each in (eager, taped.trainer):
         advance(each, 23)
     assert taped.recorded == eager.learner.period
+    assert_equal(snapshot(eager), snapshot(taped.trainer))
+
+
+def test_a_replay_buffer_may_grow_between_recorded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorded draw reads how full the buffer is when it is repeated, not when it was recorded."""
+    data = transitions("cpu")
+
+    def online() -> tuple[StackTrainer[Any], ReplayBuffer]:
+        agent = RLPD(width=8, layers=1, batch_size=4, actor_every=3).build(3, 2, (0, 1), "cpu")
+        buffer = ReplayBuffer(2, 20, 3, 2)
+        source = MixedSource([data, buffer], [0.5, 0.5])
+        return StackTrainer(agent, source, 4, torch.Generator().manual_seed(1)), buffer
+
+    (eager, of_eager), (recorded, of_recorded) = online(), online()
+    taped = Taped(monkeypatch, recorded)
+    for subject, buffer in ((eager, of_eager), (taped.trainer, of_recorded)):
+        for row in range(30):
+            buffer.add(data.rows[row : row + 1].expand(2, 1, 12))
+            advance(subject, 3)
+    assert taped.recorded == 3
     assert_equal(snapshot(eager), snapshot(taped.trainer))
 
 
@@ -221,6 +191,7 @@ def test_a_recording_survives_checkpoints_resets_and_a_seed_that_is_frozen(monke
         each.hold([1], {n.removeprefix("learner."): t for n, t in saved.items() if n.startswith("learner.")})
         advance(each, 6)
     assert taped.recorded == 2
+    assert len(set(taped.pools)) == 2  # a pool anew for a graph anew
     assert_equal(snapshot(eager), snapshot(taped.trainer))
     name = "learner.critic.mlp.linears.0.weight"
     assert torch.equal(eager.state()[name][1], saved[name][1])
