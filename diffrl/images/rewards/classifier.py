@@ -32,16 +32,25 @@ class Classifier:
         folder = pretrained.folder(path, self.name)
         self.preprocess = preprocess.read(folder, self.name)
         self.model = pretrained.load(AutoModelForImageClassification, folder, self.name, device)
-        self.labels = {str(name): int(index) for index, name in self.model.config.id2label.items()}
+        self.classes: dict[str, list[int]] = {}  # of each label: one class, as a rule
+        for index, name in self.model.config.id2label.items():
+            self.classes.setdefault(str(name), []).append(int(index))
         self.label = self.index(label) if label else None
 
     def index(self, label: str) -> int:
-        """The number of a label, given by its name or as a number. Raises UserError where there is none such."""
-        if label in self.labels:
-            return self.labels[label]
-        if label.isdecimal() and int(label) < len(self.labels):
+        """The number of a label, given by its name or as a number. Raises UserError where there is none such, or more
+        than one."""
+        if label in self.classes:
+            classes = self.classes[label]
+            if len(classes) > 1:
+                raise UserError(
+                    f"{self.name}: {label!r} is the label of {len(classes)} classes, "
+                    f"{', '.join(map(str, classes))}; name one by its number."
+                )
+            return classes[0]
+        if label.isdecimal() and int(label) < self.model.config.num_labels:
             return int(label)
-        raise UserError(f"{self.name}: the classifier has no label {label!r}; {nearest(label, self.labels)}")
+        raise UserError(f"{self.name}: the classifier has no label {label!r}; {nearest(label, self.classes)}")
 
     def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
         """Raise UserError for a prompt that is no label, where no other one is asked for."""

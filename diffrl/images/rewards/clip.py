@@ -41,13 +41,15 @@ class ClipReward:
 
     kind = "clip"
     differentiable = True
+    further: tuple[str, ...] = ()
+    """Files of the folder beside a CLIP model's own."""
 
     def __init__(self, argument: str, *, device: str | torch.device = "cpu") -> None:
         self.name = f"{self.kind}:{argument}"
         self.device = torch.device(device)
         with images_extra(self.name):
             from transformers import CLIPModel
-        self.folder = pretrained.folder(argument, self.name)
+        self.folder = pretrained.folder(argument, self.name, *self.further)
         kind = pretrained.read_json(self.folder / "config.json", self.name).get("model_type")
         if kind != "clip":
             raise UserError(f"{self.name}: the model in {self.folder} is of type {kind!r}; expected 'clip'")
@@ -132,6 +134,7 @@ class Aesthetic(ClipReward):
     """
 
     kind = "aesthetic"
+    further = (HEAD,)
 
     def __init__(self, argument: str, *, device: str | torch.device = "cpu") -> None:
         path, _, head = argument.partition("#")

@@ -58,7 +58,7 @@ class HPSv3:
             modeling_qwen2_vl, "Qwen2VLVisionRotaryEmbedding"
         ):  # before, its vision tower was built otherwise
             raise UserError(f"{self.name} needs a newer transformers than {__version__}: pip install -U transformers")
-        folder = pretrained.folder(argument, self.name)
+        folder = pretrained.folder(argument, self.name, FILE)
         content = pretrained.read_json(folder / "config.json", self.name)
         if content.get("model_type") != "qwen2_vl":
             raise UserError(f"{self.name}: {folder} holds a {content.get('model_type')!r} model; expected 'qwen2_vl'")

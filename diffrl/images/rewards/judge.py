@@ -47,6 +47,9 @@ KEY = "DIFFRL_JUDGE_KEY"
 """The environment variable with the endpoint's API key; local servers mostly need none."""
 ANSWER = 1 << 22
 """Bytes of an answer at most: a model that reasons writes much."""
+BEFORE = r"[\s*_]*(?:(?:[:=]|[-\u2013\u2014](?=\s))[\s*_:`'\"$]*(?:[\[(](?=[^\[\]()\s]+[\])]))?)?"
+"""What may stand between the mark of a score and its number, as a regular expression."""
+NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?:,\d+)*)"
 FORMAT = 1
 """Of the cache's keys and files: another number begins it anew."""
 
@@ -71,9 +74,11 @@ class Question:
     def score(self, answer: str) -> float | None:
         """The score in an answer, None where there is none, or one that there cannot be.
 
-        A comma between digits is a decimal one, as in "7,5"; "7,500", which may be thousands, is no score.
+        A comma between digits is a decimal one, as in "7,5"; "7,500", which may be thousands, is no score. Marks of
+        emphasis, code and brackets around the number alone may stand before it: "**Score:** `8`", "Score: [8]"; what is
+        in brackets before a colon is no score: "Score (0 to 10): 8" has none that is read.
         """
-        found = re.findall(rf"{re.escape(self.mark)}[\s*_:]*(-?\d+(?:\.\d+)?(?:,\d+)*)", answer, re.IGNORECASE)
+        found = re.findall(rf"{re.escape(self.mark)}{BEFORE}{NUMBER}", answer, re.IGNORECASE)
         score = _number(found[-1]) if found else None
         return score if score is not None and self.low <= score <= self.high else None
 
@@ -191,6 +196,7 @@ class Judge:
                     done.put((key, self._ask(key, *open_[key], given_up, stopped)))
                 except (Exception, Stopped) as error:  # it is raised where the scores are waited for
                     done.put((key, error))
+                    return
 
         for key in open_:
             todo.put(key)

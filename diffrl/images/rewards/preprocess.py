@@ -6,6 +6,7 @@ image has the size that is wanted) the two are equal to float32's rounding. Filt
 shrinks are Pillow's (torch's `antialias=True`), and so is the limitation of overshoots to [0, 1].
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,13 @@ from diffrl.support.errors import UserError
 FILTERS = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters that torch has too."""
 RGB = 3
+PLAIN = (
+    *("Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "DeiT", "MobileNetV1", "MobileNetV2", "Pvt", "Segformer", "Siglip"),
+    "ViT",
+)
+"""The processors of transformers that do no more than is done here, by their models' names."""
+FURTHER = ("include_top", "rescale_offset", "do_flip_channel_order", "do_pad", "crop_pct")
+"""Settings that ask for a step which is not done here."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,14 @@ def read(folder: Path, what: str) -> Preprocess:
 
 def _read(config: Mapping[str, Any]) -> Preprocess:
     scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-    if abs(scale * 255 - 1) > 1e-3 or config.get("do_pad") or config.get("crop_pct") is not None:
-        raise ValueError("only resizing, cropping and normalising images in [0, 1] are done here")
-    clip = "CLIP" in str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    further = [name for name in FURTHER if config.get(name)]
+    if abs(scale * 255 - 1) > 1e-3 or further:
+        asked = f"; {further[0]} is {config[further[0]]!r}" if further else ""
+        raise ValueError(f"only resizing, cropping and normalising images in [0, 1] are done here{asked}")
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViT")
+    if re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind) not in PLAIN:
+        raise ValueError(f"a {kind} may do more than resizing, cropping and normalising; done here: {', '.join(PLAIN)}")
+    clip = "CLIP" in kind
     size = _size(config["size"], square=not clip) if config.get("do_resize", True) else None
     crop = _size(config["crop_size"], square=True) if config.get("do_center_crop", clip) else None
     if isinstance(crop, int):

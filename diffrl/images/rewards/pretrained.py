@@ -16,12 +16,14 @@ from diffrl.support import files
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import plain_file
 
-PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors", "head.safetensors"]
+PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]
 """What is fetched of a hub's repository: no pickles, and no second copy of the weights in another library's format."""
 
 
-def folder(name: str, what: str) -> Path:
+def folder(name: str, what: str, *further: str) -> Path:
     """The local folder `name`, or the one in Hugging Face's cache of the hub id `name`, fetched where it is not there.
+
+    further: names of files that a reward reads beside those of `PATTERNS`, and which are fetched too.
 
     Raises UserError where there is no such folder, or the hub has no such id or cannot be reached.
     """
@@ -34,7 +36,7 @@ def folder(name: str, what: str) -> Path:
     with images_extra(what):
         from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(name, allow_patterns=PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=[*PATTERNS, *further]))
     except Exception as error:  # the hub's own, its HTTP client's, the system's: all of them mean "not fetched"
         raise UserError(
             f"{what}: {name!r} is no folder here, and the hub did not give it ({type(error).__name__}). Expected a "

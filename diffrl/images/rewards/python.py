@@ -3,7 +3,8 @@
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ class Function:
     """A function (images, prompts, metadata) -> one value an image, as a tensor, an array or a list, as a reward.
 
     It has a gradient where the function says so, by an attribute `differentiable` that is true; by `grouped` it says
-    that it compares the images of a prompt, and by `videos` that it takes whole videos (B, F, 3, H, W).
+    that it compares the images of a prompt, and by `videos` that it takes whole videos (B, F, 3, H, W). Its method
+    `check_prompts`, if it has one, is asked about the prompts of a run.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
@@ -30,16 +32,8 @@ class Function:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
-        try:
+        with self._blamed("raised"):
             values = self.function(images, prompts, metadata)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:  # whatever a user's function may raise
-            if out_of_memory(error):
-                raise
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{last.filename}, line {last.lineno}"
-            raise RewardError(f"The reward {self.name} raised {said_by(error)} ({where}).") from error
         if isinstance(values, Tensor):
             return values
         try:
@@ -52,6 +46,27 @@ class Function:
                 f"The reward {self.name} gave {shown(values)}, which is no tensor, array or list of numbers; expected "
                 "one number an image."
             ) from error
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Metadata) -> None:
+        """Raise UserError where the function says that it cannot take one of the prompts of a run."""
+        check = getattr(self.function, "check_prompts", None)
+        if check is not None:
+            with self._blamed("raised, asked about the prompts,"):
+                check(prompts, metadata)
+
+    @contextmanager
+    def _blamed(self, raised: str) -> Iterator[None]:
+        """What the function raises in the block, as a RewardError that names it and the line; memory excepted."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a user's function may raise
+            if out_of_memory(error):
+                raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename}, line {last.lineno}"
+            raise RewardError(f"The reward {self.name} {raised} {said_by(error)} ({where}).") from error
 
 
 def _is_complex(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """A reward that reads prompts refuses one that it cannot take before a run makes an image."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from diffrl.cli import main
 from diffrl.images.rewards import RewardError, ask, ask_parts, parse
 from diffrl.images.rewards.base import check_prompts
 from diffrl.support.errors import UserError
+from tests.images.rewards.test_reward_registry import bring, site
+
+__all__ = ["site"]  # a fixture
 
 GIVEN = {"include": [{"class": "ball", "count": 2}]}
 
@@ -61,6 +65,49 @@ def test_a_run_is_refused_before_it_has_a_folder(tmp_path: Path, capsys: pytest.
         assert main(words) == 2
         assert "which text is to be read" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+OWN = """
+class Own:
+    name, differentiable = "own", False
+
+    def __call__(self, images, prompts, metadata):
+        return images.flatten(1).mean(1)
+
+    def check_prompts(self, prompts, metadata):
+        if "blue heart" in prompts:
+            raise UserError("own: 'blue heart' is no prompt.")
+        prompts[0].index("a")
+
+from diffrl.images.rewards import Entry
+from diffrl.support.errors import UserError
+own = Own()
+TOY = Entry("toy", "mean brightness", "none", lambda argument, options: own)
+"""
+
+
+@pytest.mark.parametrize("whose", ["a file's", "a package's"])
+def test_a_reward_of_ones_own_is_shown_the_prompts(
+    whose: str, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it raises is its own line, also where it is no UserError; and no run has begun."""
+    if whose == "a package's":
+        bring(site, OWN)
+        spec, name = "toy", "own"
+    else:
+        (tmp_path / "own.py").write_text(OWN)
+        spec = name = f"python:{tmp_path}/own.py#own"
+    built = parse(f"{spec} + jpeg")
+    check_prompts(built, ["a cat"], [{}])
+    with pytest.raises(UserError, match="own: 'blue heart' is no prompt"):
+        check_prompts(built, ["a cat", "blue heart"], [{}, {}])
+    with pytest.raises(RewardError, match=re.escape(f"The reward {name} raised, asked about the prompts, ValueError")):
+        check_prompts(built, ["dog"], [{}])
+    (tmp_path / "prompts.txt").write_text("blue heart\n")
+    words = ["--model", "tiny-emoji", "--reward", spec, "--prompts", f"{tmp_path}/prompts.txt"]
+    assert main(["finetune", *words, "--out", str(tmp_path / "run")]) == 2
+    assert "own: 'blue heart' is no prompt." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,16 @@ def test_a_judgement_is_kept_by_image_prompt_question_and_model(tmp_path: Path) 
         ("Score: 7,5,6", None),
         ("Score: 7.5,6", None),
         ("Score: 3. Score: 4,5", 4.5),
+        ("**Score**: `8`", 8),
+        ("Score: [8]", 8),
+        ("Score: **[8/10]**", 8),
+        ('Score = "8"', 8),
+        ("Score - 8", 8),
+        ("Score: -1", None),
+        ("Score: 1e1", 10),
+        ("Score: 5e-1", 0.5),
+        ("Score (0 to 10): 8", None),
+        ("Score: (0 to 10) 8", None),
     ],
 )
 def test_a_comma_in_a_score_is_a_decimal_one_or_unclear(answer: str, score: float | None, tmp_path: Path) -> None:

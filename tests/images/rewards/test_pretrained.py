@@ -89,6 +89,46 @@ def test_preprocessing_is_pillows(shape: tuple[int, int, int], kind: str, tmp_pa
         assert error.mean() < 0.5
 
 
+@pytest.mark.parametrize("kind", preprocess.PLAIN)
+def test_every_processor_that_is_taken_is_transformers_own(kind: str, tmp_path: Path) -> None:
+    """By its defaults, on an image that is resized and cut; within what Pillow rounds to bytes."""
+    import transformers
+
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")()
+    processor.save_pretrained(tmp_path)
+    batch = images(1, 3, 240, 300)
+    expected = processor(pictures(batch), return_tensors="pt")["pixel_values"]
+    mine = preprocess.read(tmp_path, "test")
+    got = mine(batch)
+    assert got.shape == expected.shape
+    assert (((got - expected) * torch.tensor(mine.std)[:, None, None]).abs() * 255).max() < 1.5
+
+
+@pytest.mark.parametrize("ending", ["", "Fast", "Pil"])
+@pytest.mark.parametrize("kind", ["Levit", "EfficientNet", "Perceiver", "DeepseekOcr2"])
+def test_a_processor_that_does_more_is_refused(kind: str, ending: str, tmp_path: Path) -> None:
+    """Levit enlarges first, EfficientNet divides by the deviations twice, Perceiver cuts before it scales."""
+    import transformers
+
+    getattr(transformers, f"{kind}ImageProcessorPil")().save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    content = json.loads(file.read_text()) | {"image_processor_type": f"{kind}ImageProcessor{ending}"}
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"not understood .*({kind}|include_top|do_pad)"):
+        preprocess.read(tmp_path, "test")
+
+
+@pytest.mark.parametrize("step", ["include_top", "rescale_offset", "do_flip_channel_order"])
+def test_a_further_step_is_refused_whoever_asks_for_it(step: str, tmp_path: Path) -> None:
+    plain = {"size": 16, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3], step: False}
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(plain))
+    preprocess.read(tmp_path, "test")
+    file.write_text(json.dumps(plain | {step: True}))
+    with pytest.raises(UserError, match=f"{step} is True"):
+        preprocess.read(tmp_path, "test")
+
+
 def test_old_and_new_files_say_the_same(tmp_path: Path) -> None:
     """A number for CLIP's sizes, as before transformers 4.2x; the nested file of transformers 5."""
     old = {"size": 16, "crop_size": 14, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}
@@ -260,6 +300,39 @@ def test_a_hub_id_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch,
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_reward_reads_is_fetched_of_a_hub_id(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hub's own rule for patterns: aesthetic's head, and the chat template that HPSv3 needs."""
+    import huggingface_hub
+
+    whole, fetched = tmp_path / "whole", tmp_path / "fetched"
+    shutil.copytree(clip_folder, whole)
+    head = {"weight": HEAD["layers.0.weight"][:1].clone(), "bias": HEAD["layers.0.bias"][:1].clone()}
+    safetensors.torch.save_file(head, whole / "aesthetic.safetensors")
+    others = ("HPSv3.safetensors", "chat_template.jinja", "instruction.txt", "pytorch_model.bin", "tf_model.h5")
+    for name in others:
+        (whole / name).write_text("")
+
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        assert name == "somebody/model"
+        shutil.rmtree(fetched, ignore_errors=True)
+        fetched.mkdir()
+        names = [path.name for path in whole.iterdir()]
+        for kept in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
+            shutil.copy(whole / kept, fetched / kept)
+        return str(fetched)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    batch = images(2, 3, 16, 16)
+    hub, local = (ask(parse(f"aesthetic:{name}"), batch, PROMPTS[:2]) for name in ("somebody/model", whole))
+    assert torch.equal(hub, local)
+    assert not {"HPSv3.safetensors", "pytorch_model.bin", "tf_model.h5"} & {path.name for path in fetched.iterdir()}
+    with pytest.raises(UserError, match="a 'clip' model; expected 'qwen2_vl'"):
+        parse("hpsv3:somebody/model")
+    assert {"HPSv3.safetensors", "chat_template.jinja", "instruction.txt"} <= {p.name for p in fetched.iterdir()}
+
+
 def test_uint8_is_what_pillow_was_given() -> None:
     batch = images(2, 3, 9, 7)
     assert np.array_equal(np.asarray(pictures(batch)[1]), to_uint8(batch)[1])
@@ -267,8 +340,25 @@ def test_uint8_is_what_pillow_was_given() -> None:
 
 def test_a_classifier_refuses_a_prompt_that_is_none_of_its_labels(classifier_folder: Path) -> None:
     built = parse(f"classifier:{classifier_folder}")
-    label = next(iter(built.labels))
+    label = next(iter(built.classes))
     check_prompts(built, [label], [{}])
     with pytest.raises(UserError, match="the classifier has no label 'nothing'"):
         check_prompts(built, [label, "nothing"], [{}, {}])
     check_prompts(parse(f"classifier:{classifier_folder}#{label}"), ["nothing"], [{}])
+
+
+def test_a_label_of_two_classes_is_named_by_its_number(classifier_folder: Path, tmp_path: Path) -> None:
+    """As "crane" of ImageNet, a bird and a machine: neither is taken for the other."""
+    folder = tmp_path / "vit"
+    shutil.copytree(classifier_folder, folder)
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    content["id2label"] = {"0": "crane", "1": "ox", "2": "crane"}
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="'crane' is the label of 2 classes, 0, 2; name one by its number"):
+        parse(f"classifier:{folder}#crane")
+    with pytest.raises(UserError, match="'crane' is the label of 2 classes"):
+        check_prompts(parse(f"classifier:{folder}"), ["ox", "crane"], [{}, {}])
+    batch = images(3, 3, 16, 16)
+    expected = ask(parse(f"classifier:{classifier_folder}#2"), batch, [])
+    assert torch.equal(ask(parse(f"classifier:{folder}#2"), batch, []), expected)
