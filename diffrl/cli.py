@@ -1,5 +1,6 @@
 """The command line, `diffrl VERB ...`. Each verb's code is imported when it is called."""
 
+import inspect
 import io
 import os
 import shlex
@@ -107,9 +108,20 @@ def _data(words: Sequence[str]) -> int:
 
 
 def _augment(words: Sequence[str]) -> int:
+    from diffrl.augment import methods
     from diffrl.commands import augment
+    from diffrl.support import plugins
 
-    return _subcommand("augment", "Enlarge a data set by synthetic experience.", augment.VERBS, words)
+    about = "Enlarge a data set by synthetic experience."
+    if listed := plugins.listed(methods.GROUP, augment.VERBS):
+        about += f" Of other packages: {', '.join(listed)}."
+    verbs, others = dict(augment.VERBS), methods.names(augment.VERBS)
+    for line in plugins.left_out(methods.GROUP, {*words[:1]} & {*verbs}):
+        print(f"diffrl: {line}", file=sys.stderr)
+    brought = methods.find(words[0], verbs) if words else None
+    if brought is not None:
+        verbs[words[0]] = augment.of_package(brought)
+    return _subcommand("augment", about, verbs, words, others)
 
 
 def _finetune(words: Sequence[str]) -> int:
@@ -159,8 +171,10 @@ def _completion(words: Sequence[str]) -> int:
     return parse(Completion, words, "diffrl completion").run()
 
 
-def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: Sequence[str]) -> int:
-    """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`."""
+def _subcommand(
+    name: str, description: str, verbs: Mapping[str, type], words: Sequence[str], others: Sequence[str] = ()
+) -> int:
+    """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`. others: verbs that there are besides."""
     import tyro
 
     from diffrl.commands.words import parse
@@ -168,10 +182,13 @@ def _subcommand(name: str, description: str, verbs: Mapping[str, type], words: S
     if not words or words[0] in ("-h", "--help"):
         app = tyro.extras.SubcommandApp()
         for verb, schema in verbs.items():
-            app.command(name=verb)(schema)
+            first = inspect.cleandoc(schema.__doc__ or verb).split("\n\n")[
+                0
+            ]  # what it does; the rest is its own help's
+            app.command(name=verb)(type(schema.__name__, (schema,), {"__doc__": first}))
         app.cli(args=["--help"], prog=f"diffrl {name}", description=description)
     if words[0] not in verbs:
-        raise _no_command(words, {verb: f"{name} {verb}" for verb in verbs}, name)
+        raise _no_command(words, {verb: f"{name} {verb}" for verb in [*verbs, *others]}, name)
     # Its verb alone: in what several verbs have, tyro names those that are not meant, and not as they are called.
     asked: Any = parse(verbs[words[0]], words[1:], f"diffrl {name} {words[0]}")
     return int(asked.run() or 0)

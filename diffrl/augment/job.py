@@ -381,7 +381,7 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
     real = real_among(data.dataset.metadata, data.dataset.successors()[1])
     before = f"{source} real ones" if real == source else f"{source} rows of the source, {real} of them real"
     return {
-        "algorithm": f"{augmenter.name} ({augmenter.paper}), diffrl",
+        "algorithm": f"{augmenter.name} ({augmenter.paper}), {augmenter.by}",
         "description": f"{n} synthetic transitions, {augmenter.described}" + (f", after {before}" if appended else ""),
         SYNTHETIC_ROWS: n + (source - real if appended else 0),
         REAL_ROWS: real if appended else 0,

@@ -19,6 +19,7 @@ from diffrl.augment.flow_to_better.config import (
     RewardConfig,
 )
 from diffrl.augment.label.config import LabelConfig
+from diffrl.augment.methods import Method
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.support.machine import explaining_memory
 from diffrl.support.schema import NotNegative
@@ -207,6 +208,33 @@ class Fidelity:
 
         fidelity_of(**dataclasses.asdict(self))
         return 0
+
+
+def of_package(schema: type[Method]) -> type:
+    """The verb of a method that another package brings: its options, with DATASET as an operand, and a `run()`."""
+
+    @dataclass(frozen=True)
+    class Verb(schema):  # type: ignore[misc, valid-type]
+        dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
+        """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
+
+        @explaining_memory(
+            "The method's training or sampling",
+            "a smaller model or batch, or --rows (a model of other settings needs another --folder)",
+            lambda: "What is saved is kept: the same command goes on, where more memory is free",
+        )
+        @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
+        def run(self) -> int:
+            """Do it."""
+            self.refuse()
+            from envs.datasets import require
+
+            require(self.dataset)
+            self.write()
+            return 0
+
+    Verb.__name__, Verb.__doc__ = schema.__name__, schema.__doc__
+    return Verb
 
 
 VERBS = {"synther": Synther, "flow-to-better": FlowToBetter, "label": Label, "fidelity": Fidelity}

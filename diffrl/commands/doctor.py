@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -94,6 +95,8 @@ def versions() -> Iterator[Finding]:
 def brought() -> Iterator[Finding]:
     """What other packages bring, each tried: those that can be used in a line, and a line for each that cannot."""
     from agents import try_out
+    from diffrl.augment.methods import tried_out as tried_method
+    from diffrl.commands.augment import VERBS
     from diffrl.images.rewards.registry import tried_out
     from diffrl.support import plugins
     from diffrl.support.errors import UserError
@@ -101,6 +104,7 @@ def brought() -> Iterator[Finding]:
 
     tries: dict[plugins.Group, Callable[[plugins.Plugin], object]]
     tries = {"diffrl.agents": try_out, "diffrl.rewards": tried_out, "diffrl.datasets": family}
+    tries["diffrl.augmenters"] = partial(tried_method, own=VERBS)
     usable, broken = [], []
     for plugin in [plugin for group in plugins.WHAT for plugin in plugins.found(group)]:
         try:

@@ -1,4 +1,4 @@
-"""What other packages bring to diffrl: the entry points of three groups.
+"""What other packages bring to diffrl: the entry points of four groups.
 
 A package says in its pyproject.toml what it brings, by name, and where the object is:
 
@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 from diffrl.support.errors import UserError, out_of_memory, said_by
 
-Group = Literal["diffrl.agents", "diffrl.rewards", "diffrl.datasets"]
+Group = Literal["diffrl.agents", "diffrl.rewards", "diffrl.datasets", "diffrl.augmenters"]
 WHAT: dict[Group, str] = {
     "diffrl.agents": "agent",
     "diffrl.rewards": "reward",
     "diffrl.datasets": "family of data sets",
+    "diffrl.augmenters": "augmenter",
 }
 """What the objects of a group are."""
 
@@ -45,6 +46,11 @@ class Plugin:
     def distribution(self) -> str:
         """The name of the package's distribution, as pip knows it."""
         return self.entry.dist.name if self.entry.dist is not None else "another package"
+
+    @property
+    def release(self) -> str:
+        """The distribution with its version, such as "mypackage 0.1"."""
+        return self.distribution + (f" {self.entry.dist.version}" if self.entry.dist is not None else "")
 
     def load(self) -> Any:
         """The object. Raises UserError where it cannot be imported, whatever the import raises, or if it calls exit."""

@@ -21,5 +21,5 @@ def of_data(dataset: str) -> str:
 def _first(name: str, found: list[Plugin]) -> str:
     for plugin in found:
         if plugin.name == name and plugin.entry.dist is not None:
-            return f"{plugin.distribution} {plugin.entry.dist.version}"
+            return plugin.release
     return ""
