@@ -159,6 +159,7 @@ def odd(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(crew, "PROGRAM", (sys.executable, "-P", "-m", "tests.training.odd_worker", what))
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_in_a_worker_is_frozen_and_the_others_go_on(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +183,10 @@ def test_a_seed_that_diverges_in_a_worker_is_frozen_and_the_others_go_on(
 
 @pytest.mark.parametrize(
     ("what", "error", "text"),
-    [("refuses", UserError, "^Seed 2 would rather not: try another.$"), ("crashes", WorkerDied, "engine room")],
+    [
+        pytest.param("refuses", UserError, "^Seed 2 would rather not: try another.$", marks=pytest.mark.slow),
+        ("crashes", WorkerDied, "engine room"),
+    ],
 )
 def test_what_goes_wrong_in_a_worker_is_told_as_if_it_went_wrong_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: type[UserError], text: str
