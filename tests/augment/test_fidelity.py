@@ -216,7 +216,14 @@ USELESS: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray]
 }
 
 
-@pytest.mark.parametrize(("make", "says"), USELESS.values(), ids=USELESS)
+QUICK = ("ten rows", "wide Gaussians", "Gaussians of the data's covariance", "copies of a half")
+"""Of the fast tier: one of each fault."""
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in USELESS.items()],
+)
 def test_useless_rows_are_called_what_they_are(parts: Parts, make: Any, says: str, tmp_path: Path) -> None:
     """And in no sentence is there anything to be reassured by."""
     made = from_table(make(table(parts.train).astype(np.float64), np.random.default_rng(1)))
