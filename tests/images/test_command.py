@@ -65,7 +65,8 @@ def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("algo", [*ALGORITHMS])
 def test_every_algorithm_runs(algo: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
-    more = ["--rounds", "2", "--updates", "2"] if algo in ("dpo", "supervised") else []
+    more = ["--updates", "2"] if algo in ("dpo", "nft", "supervised") else []
+    more += ["--rounds", "2"] if algo in ("dpo", "supervised") else []
     size = UNSCORED if algo == "supervised" else SMALL
     assert main(["finetune", "--algo", algo, *size, *more, "--out", "run"]) == 0
     run = quick / "run"

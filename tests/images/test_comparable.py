@@ -123,6 +123,7 @@ def test_layers_that_were_not_edited_are_the_same(quick: Path) -> None:
     assert json.loads(Path("run/run.json").read_text())["trained_by"]["layers"] == ["conv_in", "conv_out"]
 
 
+@pytest.mark.slow
 def test_other_prompts_in_the_same_file_are_seen(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not where the file has only moved, or has them written otherwise; a finished run is shown without it."""
     Path("prompts.txt").write_text("1\n2\n")

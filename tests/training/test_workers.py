@@ -110,6 +110,7 @@ def test_a_group_is_the_run_of_its_seeds_alone(straight: Path, shared: Path, tmp
     assert not (shared / "logs").exists()
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_parent_leaves_no_worker(tmp_path: Path) -> None:
     process = start(shared_out(tmp_path / "killed", steps=100_000, compile=False), tmp_path)
     wait_for(lambda: (tmp_path / "killed" / "metrics.csv").exists(), process)
