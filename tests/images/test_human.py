@@ -346,6 +346,7 @@ def test_a_person_is_asked_by_default_for_what_a_person_can_do() -> None:
             assert 50 <= choices <= 250, algo
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hardly_learned")
 def test_a_run_goes_on_and_is_made_again(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

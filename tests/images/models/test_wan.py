@@ -330,8 +330,8 @@ def settings(folder: Path, tmp_path: Path, **given: Any) -> FinetuneConfig:
     ("algo", "frames", "kind"),
     [
         ("nft", 5, "wan"),
-        ("ddpo-is", 5, "wan"),
-        ("draft", 5, "wan"),
+        pytest.param("ddpo-is", 5, "wan", marks=pytest.mark.slow),
+        pytest.param("draft", 5, "wan", marks=pytest.mark.slow),
         ("nft", None, "a14b"),
         pytest.param("nft", None, "wan", marks=pytest.mark.slow),  # what the first and the one before are together
     ],
