@@ -387,8 +387,13 @@ def parts(n: int, size: int) -> Iterator[slice]:
 
 
 def rows(condition: Condition, index: Tensor | slice) -> Condition:
-    """The rows at `index` of a condition: that of some of the samples."""
-    return {name: value[index] for name, value in condition.items()}
+    """The rows at `index` of a condition: that of some of the samples.
+
+    Each entry is indexed where it is: some are on the host while the others are on a GPU.
+    """
+    if isinstance(index, slice):
+        return {name: value[index] for name, value in condition.items()}
+    return {name: value[index.to(value.device)] for name, value in condition.items()}
 
 
 def conditions(model: ImageModel, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Condition:

@@ -67,7 +67,7 @@ class NFT(Algorithm[NFTConfig]):
         setup, config, samples = self.setup, self.setup.config, self.samples
         model, levels = setup.model, config.noise_levels
         local = torch.searchsorted(samples.index, units)
-        condition = rows(samples.condition, local.to(model.device))
+        condition = rows(samples.condition, local)
         x0, r = samples.states[-1, local], self.r[local]
         noise = noise_of(model.shape, levels, setup.noise_path(NOISE, number, turn), units, model.device)
         times = times_of(setup, levels, units, LOSS, number, turn)

@@ -53,7 +53,7 @@ class RWR(Algorithm[RWRConfig]):
         """One term, with a time and a noise for each image; and, with --kl, the penalty's."""
         model, samples = self.setup.model, self.samples
         local = torch.searchsorted(samples.index, units)
-        condition = rows(samples.condition, local.to(model.device))
+        condition = rows(samples.condition, local)
         errors = denoising_errors(model, condition, samples.states[-1, local], *self.corruption(units, number, turn))
         yield (self.weights[local] * errors).mean(), {"error": errors.detach().mean()}
         yield from self.penalties(condition, samples.states[:, local])
