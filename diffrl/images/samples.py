@@ -19,7 +19,7 @@ from diffrl.images.model import Condition, ImageModel, Tuned, decoded, image_sha
 from diffrl.images.rewards.base import Reward, answer, answer_parts, grouped, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import ScaledSum
-from diffrl.support.errors import UserError, out_of_memory
+from diffrl.support.errors import UserError, first_line, out_of_memory
 from diffrl.support.seeds import generator_at
 
 # What random numbers are for: the second entry of a generator's path, after the run's seed. Paths of one purpose must
@@ -139,12 +139,21 @@ class World:
             fully_shard(module, mesh=mesh, ignored_params=trained)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum gradients over the processes; a parameter that had none here takes part as zero."""
+        """Sum gradients over the processes; one that only others have is 0 here, and one that nobody has stays None.
+
+        Of a gradient of zeros Adam would make a step all the same, by its momentum and its weight decay.
+        """
         parameters = list(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self.size == 1 or not parameters:
+            return
+        have = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
+        self.sum_([have])
+        gradients = []
+        for parameter, n in zip(parameters, have.tolist(), strict=True):
+            if n:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
+        self.sum_(gradients)
 
     def union(self, names: Iterable[str]) -> list[str]:
         """The names that any of the processes has, sorted."""
@@ -191,20 +200,23 @@ class World:
 
 
 class LostProcess(UserError):
-    """Another process of the run has ended: what went wrong is said there."""
+    """An exchange with the run's other processes has failed: mostly as one has ended, which says why."""
 
     exit_code = 1
 
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Around an exchange between processes. Raises LostProcess where another one is gone."""
+    """Around an exchange between processes. Raises LostProcess, with the cause, where it fails."""
     try:
         yield
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        raise LostProcess("Another process of this run has ended, and so this one does.") from error
+        raise LostProcess(
+            "An exchange with the other processes of this run has failed, and so this one ends; mostly one of them has "
+            f"ended before, and says why. The cause: {first_line(error)}"
+        ) from error
 
 
 # --- By what and how -----------------------------------------------------------------------------------------------

@@ -371,6 +371,13 @@ class Finetuner:
             "scaler": self.scaler.state_dict(),
             "algorithm": self.algorithm.state_dict(),
         }
+        fewer = {  # a parameter that had no gradient in some updates, as of a network of two, has made fewer steps
+            name: int(self.optimiser.state[parameter]["step"])
+            for name, parameter in self.parameters.items()
+            if parameter in self.optimiser.state and int(self.optimiser.state[parameter]["step"]) != steps
+        }
+        if fewer:
+            info["fewer_steps"] = fewer
         if self.state.kls:
             info["kls"] = list(self.state.kls)
         if isinstance(self.setup.reward, ScaledSum):
@@ -381,9 +388,10 @@ class Finetuner:
         """Restore what `state_dict` gave after `step` rounds. Raises UserError where it is another model's."""
         starting = len(PARAMETER)
         self.setup.model.tuned.load_state_dict({n[starting:]: t for n, t in tensors.items() if n.startswith(PARAMETER)})
+        fewer = info.get("fewer_steps", {})
         for name, parameter in self.parameters.items():
             if FIRST + name in tensors:
-                held: dict[str, Tensor] = {"step": torch.tensor(float(info["optimiser_steps"]))}
+                held: dict[str, Tensor] = {"step": torch.tensor(float(fewer.get(name, info["optimiser_steps"])))}
                 for values, scale, moment in MOMENTS:
                     held[moment] = self._moment(tensors[values + name], tensors.get(scale + name), parameter, values)
                 self.optimiser.state[parameter] = held
