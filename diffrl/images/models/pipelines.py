@@ -57,7 +57,7 @@ class PipelineModel(ImageModel):
         self.clip: Clip | None = None
         """The bounds to which the model's own sampler clamps D(x, t); only pixel models have them."""
         self._schedule = schedule
-        self._dtype = next(network.parameters()).dtype
+        self._dtype: torch.dtype = network.dtype  # of most parameters: diffusers keeps some in float32
         self.tuned = Tuned(network, lora, precision, seed)
         self._prompts = PromptCache(self._encode)
 
