@@ -15,7 +15,7 @@ from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.emoji_words import PROMPTS as EMOJI
 from diffrl.images.examples import extras_of
-from diffrl.images.model import Condition, ImageModel, Tuned, decoded, image_shape
+from diffrl.images.model import Condition, ImageModel, Tuned, decoded, image_shape, loss_guidance
 from diffrl.images.rewards.base import Reward, answer, answer_parts, grouped, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import ScaledSum
@@ -273,6 +273,11 @@ class Setup(Generic[Config]):
         """The scale of guidance in training."""
         return self.config.guidance if self.config.train_guidance else 1.0
 
+    @property
+    def loss_guidance(self) -> float:
+        """The scale of guidance in a denoising loss: 1, but where the network is told what it is sampled with."""
+        return loss_guidance(self.model, self.train_guidance)
+
     def generator(self, *path: int) -> torch.Generator:
         """A generator on the CPU, for what `path` numbers."""
         return generator_at(self.config.seed, *path)
@@ -432,10 +437,20 @@ def times_of(setup: Setup, draws: int, index: Tensor, *path: int) -> Tensor:
 
 
 def denoising_errors(
-    model: ImageModel, condition: Condition, x0: Tensor, t: Tensor, noise: Tensor, *, reference: bool = False
+    model: ImageModel,
+    condition: Condition,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    reference: bool = False,
+    guidance: float = 1.0,
 ) -> Tensor:
-    """The denoising loss (n,) of states x_0 (n, *shape) at times t (n,) with noise (n, *shape), without guidance."""
-    network = model.network(condition, reference=reference)
+    """The denoising loss (n,) of states x_0 (n, *shape) at times t (n,) with noise (n, *shape).
+
+    guidance: what `loss_guidance` says.
+    """
+    network = model.network(condition, reference=reference, guidance=guidance)
     return denoising_loss(model.prediction, network, x0, t, noise, event_dims=len(model.shape))
 
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from diffrl.images.algorithms import ALGORITHMS, Finetuner
 from diffrl.images.config import FinetuneConfig
-from diffrl.images.model import Lora
+from diffrl.images.model import Lora, Tuned
 from diffrl.images.models import load_model
 from diffrl.images.rewards import parse
 from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of, plain
 from tests.images import newer
+from tests.images.toy import begin, toy_setup
 
 
 def of_two_experts(folder: Path) -> Finetuner:
@@ -110,3 +111,31 @@ def test_an_exchange_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
     world._accelerator = Accelerator()
     with pytest.raises(LostProcess, match=r"No backend type associated with device type cpu$"):
         world.any(True)
+
+
+@pytest.mark.parametrize("algo", ["dpo", "d3po", "rwr"])
+def test_no_more_images_than_a_micro_batch_have_a_graph_at_once(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both images of a pair count."""
+    call, backward = Tuned.__call__, Tensor.backward
+    held, most = 0, 0
+
+    def counted(self: Tuned, x: Tensor, *arguments: Any, **named: Any) -> Any:
+        nonlocal held, most
+        if torch.is_grad_enabled() and not named.get("reference"):
+            held += len(x)
+            most = max(most, held)
+        return call(self, x, *arguments, **named)
+
+    def freed(self: Tensor, *arguments: Any, **named: Any) -> None:
+        nonlocal held
+        held = 0
+        backward(self, *arguments, **named)
+
+    settings = {"queries": 32, "rounds": 1} if algo == "dpo" else {"queries": 16}
+    groups = {} if algo == "rwr" else {"group": 4}
+    setup = toy_setup(algo=algo, batch=16, updates=1, micro_batch=4, eval_samples=2, **settings, **groups)
+    algorithm, state = begin(setup)
+    monkeypatch.setattr(Tuned, "__call__", counted)
+    monkeypatch.setattr(Tensor, "backward", freed)
+    Finetuner(setup, state, algorithm).advance()
+    assert most == 4

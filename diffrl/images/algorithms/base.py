@@ -59,7 +59,7 @@ class Algorithm(ABC, Generic[Config]):
 
     units: int
     images: int = 1
-    """How many images of a unit are in the network at once."""
+    """How many images of a unit are in the network at once: `micro_batch` is divided by it."""
 
     def __init__(self, setup: Setup[Config], state: RunState) -> None:
         self.setup, self.state = setup, state
@@ -143,7 +143,8 @@ class Algorithm(ABC, Generic[Config]):
         model = self.setup.model
         condition = model.conditions(prompts, {name: images.to(model.device) for name, images in batch.extras.items()})
         x0 = model.encode(batch.images.to(model.device))
-        errors = denoising_errors(model, condition, x0, *self.corruption(units, *path))
+        times, noise = self.corruption(units, *path)
+        errors = denoising_errors(model, condition, x0, times, noise, guidance=self.setup.loss_guidance)
         return errors.mean(), {"error": errors.detach().mean()}
 
 

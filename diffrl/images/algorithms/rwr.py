@@ -54,7 +54,8 @@ class RWR(Algorithm[RWRConfig]):
         model, samples = self.setup.model, self.samples
         local = torch.searchsorted(samples.index, units)
         condition = rows(samples.condition, local)
-        errors = denoising_errors(model, condition, samples.states[-1, local], *self.corruption(units, number, turn))
+        x0, (times, noise) = samples.states[-1, local], self.corruption(units, number, turn)
+        errors = denoising_errors(model, condition, x0, times, noise, guidance=self.setup.loss_guidance)
         yield (self.weights[local] * errors).mean(), {"error": errors.detach().mean()}
         yield from self.penalties(condition, samples.states[:, local])
 

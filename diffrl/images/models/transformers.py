@@ -62,10 +62,15 @@ class FlowTransformer(LatentModel):
     def schedule(cls, pipeline: Any, network: Any, shape: tuple[int, ...]) -> Schedule:
         return EvenSchedule(pipeline.scheduler.config, shape[1] * shape[2] // 4)
 
+    @property
+    def guidance_is_input(self) -> bool:
+        """Whether the network is told the guidance: see `loss_guidance`."""
+        return bool(self.pipeline.transformer.config.get("guidance_embeds", False))
+
     @override
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
         """The raw network; guided, as the pipeline has it."""
-        if self.pipeline.transformer.config.get("guidance_embeds", False):
+        if self.guidance_is_input:
             n = len(next(iter(condition.values())))
             told = {**condition, "guidance": torch.full((n,), guidance, device=self.device)}
             return lambda x, t: self._call(x, self._schedule.label(t), told, reference)
