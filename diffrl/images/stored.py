@@ -27,7 +27,7 @@ SAMPLING = ("seed", "eval_samples", "steps", "eta", "guidance", "size", "frames"
 """Those by which two runs of one model are evaluated on other images, besides the prompts."""
 TRAINED_BY = "trained_by"
 """What `run.json` calls the settings of which the run's checkpoints are."""
-TRAINING = ("algo", "lora", "layers")
+TRAINING = ("algo", "lora", "lora_alpha", "layers")
 """These settings: a checkpoint of other ones has other tensors, or what another algorithm made of them."""
 MEASURING = ("model", "adapter", "precision", *SCORED_BY, *SAMPLING)
 """All of them besides the prompts."""
