@@ -75,7 +75,9 @@ def digest_of_prompts(config: FinetuneConfig) -> str | None:
         extras = _EXTRAS.get(config.model.partition(":")[0], ())
         prompts = [[row.get("text"), *(row.get(name) for name in extras)] for _, row in metadata_rows(Path(data))]
     elif pairs is not None:
-        prompts = [[text] for text in dict.fromkeys(str(row.get("text")) for _, row in metadata_rows(pairs))]
+        extras = _EXTRAS.get(config.model.partition(":")[0], ())
+        rows = [(str(row.get("text")), *(str(row.get(name)) for name in extras)) for _, row in metadata_rows(pairs)]
+        prompts = [list(row) for row in dict.fromkeys(rows)]
     else:
         return None
     return folder.digest(json.dumps(prompts, sort_keys=True).encode())

@@ -119,7 +119,8 @@ class FolderPairs(PairSource):
     def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
         batch, model = self.pairs.batch(index), self.model
         w, l = (model.encode(images.to(model.device)) for images in (batch.images_w, batch.images_l))  # noqa: E741
-        return w, l, model.conditions(batch.prompts)
+        extras = {name: images.to(model.device) for name, images in batch.extras.items()}
+        return w, l, model.conditions(batch.prompts, extras or None)
 
 
 class DPO(OfData[DPOConfig]):
