@@ -39,11 +39,12 @@ from diffrl.images.run import (
     write_model,
 )
 from diffrl.images.run_prompts import prompts_of_run
-from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
+from diffrl.images.samples import RunState, Setup, chain_of
 from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
 from diffrl.images.stored import FILES_OF_REWARDS, MEASURED_BY, TRAINED_BY, as_written, changed, files_of, written
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
+from diffrl.images.world import LostProcess, World
 from diffrl.support import failure, schema
 from diffrl.support import folder as folders
 from diffrl.support.console import console, work

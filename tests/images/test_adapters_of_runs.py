@@ -14,7 +14,7 @@ from diffrl.images.config.base import CONFIG
 from diffrl.images.model import Lora
 from diffrl.images.models import load_model
 from diffrl.images.models.adapters import read_adapter
-from diffrl.images.models.pipelines import StableDiffusion3, load_pipeline
+from diffrl.images.models.pipelines import StableDiffusion3
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
 from tests.images import tiny
@@ -36,7 +36,7 @@ def settings(sd3: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {**given, **short, "held_out": "none", **more}
 
 
-@pytest.mark.parametrize("kind", [*PIPELINES, "sd3.5"])
+@pytest.mark.parametrize("kind", [*PIPELINES, "sd3.5", "svd"])
 def test_every_projection_of_attention_has_an_adapter(kind: str, tmp_path: Path) -> None:
     """By diffusers' own classes: no Linear layer of an attention is left out."""
     from diffusers.models.attention import AttentionModuleMixin
@@ -44,9 +44,11 @@ def test_every_projection_of_attention_has_an_adapter(kind: str, tmp_path: Path)
 
     if kind == "sd3.5":
         tiny.save_sd3(tmp_path / kind, dual_attention_layers=(0,), qk_norm="rms_norm")
+    elif kind == "svd":
+        tiny.save_svd(tmp_path / kind)
     else:
         PIPELINES[kind](tmp_path / kind)
-    network = load_pipeline(str(tmp_path / kind), lora=Lora(2)).tuned.network
+    network = load_model(f"{'video:' * (kind == 'svd')}{tmp_path / kind}", lora=Lora(2)).tuned.network
     attentions = [part for part in network.modules() if isinstance(part, Attention | AttentionModuleMixin)]
     linear = [
         name

@@ -12,7 +12,8 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.model import Lora, Tuned
 from diffrl.images.models import load_model
 from diffrl.images.rewards import parse
-from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of, plain
+from diffrl.images.samples import RunState, Setup, chain_of, plain
+from diffrl.images.world import LostProcess, World
 from tests.images import newer
 from tests.images.toy import begin, toy_setup
 
