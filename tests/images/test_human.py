@@ -27,7 +27,8 @@ from diffrl.images.rewards import parse, votes_file, votes_model
 from diffrl.images.rewards.human import Human, Vote, quantised, read_votes, write_votes
 from diffrl.images.rewards.votes_model import VotesModel
 from diffrl.images.run import FinetuneRun
-from diffrl.images.samples import Samples, World, score
+from diffrl.images.samples import Samples, score
+from diffrl.images.world import World
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 from tests.browser import CHROMIUM, Browser

@@ -19,7 +19,7 @@ import torch
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.job import _Session
 from diffrl.images.launch import together
-from diffrl.images.samples import LostProcess
+from diffrl.images.world import LostProcess
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Stopped, ended_by_stop, stop_signals
 from tests.images import newer

@@ -20,7 +20,7 @@ from diffrl.images.models.schedules import schedule_of
 from diffrl.images.rewards import Sum, ask
 from diffrl.images.rewards.base import shown
 from diffrl.images.rewards.human import Human
-from diffrl.images.samples import World
+from diffrl.images.world import World
 from diffrl.support.errors import UserError
 from tests.images import newer, tiny
 from tests.images.models.pipeline_cases import PROMPTS, diffusers_pipeline, noise, ours, stir
