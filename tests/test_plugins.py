@@ -4,6 +4,7 @@ The package is one module beside a `.dist-info`, on PYTHONPATH, and knows diffrl
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ from diffrl.cli import main
 from diffrl.commands.data import ListData
 from diffrl.data import d4rl
 from diffrl.images.rewards import ask, listing, parse
+from diffrl.runs.study.policies import Policies
 from diffrl.support import plugins
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
@@ -335,6 +337,46 @@ def test_a_report_leaves_out_a_run_whose_data_no_package_here_has(
     said = " ".join("".join(capsys.readouterr()).split())
     assert f"Left out: {theirs} has scores of a task that is not known here. Unknown benchmark 'toyfam-small'" in said
     assert "of another package (entry point `diffrl.datasets`)" in said
+
+
+def test_settings_of_an_agent_that_is_not_here_are_fields_as_they_are_written() -> None:
+    absent = agents.get_or_absent("toy", {"width": "wide", "own": [1, {"a": 2}]})(width="wide", own=[1, {"a": 2}])
+    assert dataclasses.asdict(absent) | {"width": "wide", "own": [1, {"a": 2}]} == dataclasses.asdict(absent)
+    assert (absent.name, absent.untrained_steps) == ("toy", 0)
+    with pytest.raises(UserError, match="Unknown agent 'toy'"):
+        absent.implementation()
+    for key in ("__class__", "a b", 3):
+        with pytest.raises(UserError, match="can be no field's name"):
+            agents.get_or_absent("toy", {key: 1})
+    assert agents.get_or_absent("bc", {}) is agents.get("bc")
+
+
+def test_a_run_whose_agents_package_is_gone_is_reported(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table needs no agent's code: it is the same table, with a note; what acts needs it still."""
+    install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
+    small = ["--dataset", "maze2d-umaze-v1", "--rows", "300", "--steps", "2", "--eval-episodes", "2", "--no-compile"]
+    runs, page = [site.parent / name for name in ("slow", "fast", "bc")], site.parent / "page"
+    for run, agent in zip(runs, (["toy"], ["toy", "--agent.learning-rate", "0.5"], ["bc"]), strict=True):
+        assert main(["train", *small, "--seeds", "0", "1", "--agent", *agent, "--out", str(run)]) == 0
+    tables = []
+    for gone in (False, True):
+        if gone:
+            monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
+        capsys.readouterr()
+        assert main(["report", *map(str, runs), "--out", str(page)]) == 0
+        tables.append((page / "results.csv").read_text())
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert ("The package of its agent, toy, is not installed here, or cannot be used" in said) == gone
+        assert "Left out" not in said
+    assert tables[0] == tables[1]
+    assert "toy learning_rate=0.5" in tables[1]
+    assert main(["evaluate", str(runs[0])]) == 2
+    assert "Unknown agent 'toy'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"No run has scores to report\. Unknown agent 'toy'"):
+        Policies.of_runs(runs[:1])
+    assert {policy.agent for policy in Policies.of_runs(runs).all} == {"bc"}
 
 
 def family(site: Path, source: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents import Absent
 from diffrl.runs.config import MACHINE, TrainConfig
 from diffrl.runs.diverged import diverged, wholly
 from diffrl.runs.kind import OFFLINE, kind_of
@@ -71,12 +72,12 @@ class _Read:
         return max(int(entry["step"]) for entry in self.scores["evaluations"])
 
 
-def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data") -> Scores:
+def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data", acting: bool = False) -> Scores:
     """The scores of runs' folders: see `Scores.of_runs`. absent: sentences on runs that have no folder to read."""
     read, left_out, gone = [], [*absent], []
     for folder in folders:
         try:
-            read.append(_read(folder))
+            read.append(_read(folder, acting))
         except UserError as error:
             left_out.append(f"Left out: {error}")
             if isinstance(error, Diverged):
@@ -147,12 +148,12 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
     )
 
 
-def _read(folder: str) -> _Read:
+def _read(folder: str, acting: bool) -> _Read:
     """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation; Diverged where so why."""
     path = Path(folder)
     if kind_of(path) == IMAGES:
         raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {typed(path)}` shows it.")
-    run = Run.read(path)
+    run = Run.read(path, absent=not acting)
     try:
         scores = read_scores(path) if (path / "scores.json").exists() else {"evaluations": []}
     except Damaged as error:
@@ -371,6 +372,9 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
                 if registry.known(name) and (said := registry.get(name).note):
                     notes.append(Note(name if by == "environment" else task, said))
     for one in read:
+        if isinstance(agent := one.run.config.agent, Absent):
+            why = "is not installed here, or cannot be used: its settings are told as its config.yaml has them."
+            notes.append(Note(one.path, f"The package of its agent, {agent.name}, {why}"))
         last, wanted = one.last, one.run.config.steps
         if said := diverged(one.run):
             notes.append(Note(one.path, said))
