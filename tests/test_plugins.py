@@ -247,9 +247,11 @@ def test_listings_name_what_other_packages_bring(site: Path, capsys: pytest.Capt
     assert "--agent.learning-rate" in said("train", "--agent", "toy", "--help")
     shown = said("data", "list", "toyfam").splitlines()
     lines = [line.split() for line in shown if line.startswith("toyfam")]
-    assert lines[0] == ["toyfam-small", "here", "(toy-package)", "-", "toy_world:Halve-v0", "-2.50", "0.00"]
+    assert lines[0] == ["toyfam-small", "by", "toy-package", "-", "toy_world:Halve-v0", "-2.50", "0.00"]
     assert len(lines) == 2
     assert "- A toy." in shown
+    assert "by PACKAGE: that package makes, fetches or reads it" in " ".join(shown)
+    assert "here: on this machine" not in " ".join(shown)
     about = said("data", "info", "toyfam-small")
     assert "400 rows, 80 episodes" in about
     assert "\nenvironment: toy_world:Halve-v0, from the data family\n" in about
