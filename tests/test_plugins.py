@@ -323,7 +323,7 @@ def test_an_implementation_that_gives_no_agent_is_refused_with_the_reason(
     assert said in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_report_leaves_out_a_run_whose_data_no_package_here_has(
+def test_a_run_whose_data_no_package_here_has_is_reported_as_it_was_scored(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
@@ -331,14 +331,18 @@ def test_a_report_leaves_out_a_run_whose_data_no_package_here_has(
     ours, theirs = site.parent / "ours", site.parent / "theirs"
     for run, data in ((ours, ["maze2d-umaze-v1", "--rows", "300"]), (theirs, ["toyfam-small"])):
         assert main(["train", *small, "--dataset", *data, "--out", str(run)]) == 0
-    page = ["--out", str(site.parent / "page")]
+    page, results = ["--out", str(site.parent / "page")], site.parent / "page" / "results.csv"
     assert main(["report", str(ours), str(theirs), *page]) == 0
     assert "Left out" not in capsys.readouterr().out
+    before = results.read_text()
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
     assert main(["report", str(ours), str(theirs), *page]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
-    assert f"Left out: {theirs} has scores of a task that is not known here. Unknown benchmark 'toyfam-small'" in said
-    assert "of another package (entry point `diffrl.datasets`)" in said
+    assert "The package whose benchmark is toyfam-small is not installed here, or cannot be used: scores are as" in said
+    assert "Left out" not in said
+    assert results.read_text() == before
+    with pytest.raises(UserError, match=r"scores of a task that is not known here\. Unknown benchmark 'toyfam-small'"):
+        Policies.of_runs([theirs])
 
 
 def test_settings_of_an_agent_that_is_not_here_are_fields_as_they_are_written() -> None:

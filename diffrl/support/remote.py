@@ -200,7 +200,7 @@ def _require_scheme(address: str, known: Collection[str], error: type[UserError]
         return
     near = closest(scheme, known, 0.7)
     hint = f"did you mean {near}://?" if near else "known are https://, s3://, gs:// and the others of fsspec's."
-    raise error(f"{address}: there is no scheme {scheme}://, {hint}")
+    raise error(f"{address}: there is no scheme {scheme}://; {hint}")
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ def _read(folder: str, acting: bool) -> _Read:
         if failed := error_of(path):
             why = f"it failed: {failed.rstrip('.')}"
         raise UserError(f"{path} has no evaluations: {why}.")
-    if run.task.reference is not None:  # what its scores are: nobody knows without the package whose data it has
+    if acting and run.task.reference is not None:  # what scores are made of only the package knows whose data it has
         try:
             registry.get(run.task.reference)
         except UserError as error:
@@ -226,6 +226,13 @@ def _default_tasks_joined(read: Sequence[_Read]) -> list[_Read]:
     return [renamed(one) if one.run.config.dataset in shorter else one for one in read]
 
 
+def _benchmark(name: str) -> registry.Benchmark | None:
+    """The benchmark of an id; None where it is of a package that is not here, or cannot be used."""
+    with contextlib.suppress(UserError):
+        return registry.get(name)
+    return None
+
+
 def _environments(read: Sequence[_Read]) -> dict[str, str]:
     """By folder, the environment that its scores are of; with the references, where several normalise in it.
 
@@ -235,8 +242,8 @@ def _environments(read: Sequence[_Read]) -> dict[str, str]:
     for one in read:
         scale: object = None
         if (name := one.run.task.reference) is not None:
-            benchmark = registry.get(name)
-            scale = benchmark.scored_by, benchmark.ref_min, benchmark.ref_max
+            benchmark = _benchmark(name)
+            scale = name if benchmark is None else (benchmark.scored_by, benchmark.ref_min, benchmark.ref_max)
         scored = "returns" if name is None else f"scored as {benchmark_family(name)}"
         found[one.path] = str(one.run.task.spec), scale, scored
     scales: dict[str, set[object]] = {}
@@ -353,6 +360,10 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
     for task in dict.fromkeys(one.task for one in read):
         of_task = [one for one in read if one.task == task]
         about = of_task[0].run.task
+        if about.reference is not None and _benchmark(about.reference) is None:
+            why = "is not installed here, or cannot be used: scores are as its runs have written them"
+            notes.append(Note(task, f"The package whose benchmark is {about.reference} {why}."))
+            continue
         if of_task[0].unit == RETURN:
             notes.append(Note(task, "Plain returns, as there are no reference scores: it is in no aggregate."))
         elif about.scored_by_success and any(not one.run.task.comparable for one in of_task):
