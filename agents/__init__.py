@@ -5,7 +5,7 @@ from agents.config import AGENTS, BC, EDP, QAM, RLPD, TD3BC, ConsistencyAC, Diff
 from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
-from agents.registry import get, having, installed, left_out, listed, names, try_out
+from agents.registry import Absent, get, get_or_absent, having, installed, left_out, listed, names, try_out
 
 __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
@@ -22,6 +22,7 @@ __all__ = [
     "QAM",
     "RLPD",
     "TD3BC",
+    "Absent",
     "AgentConfig",
     "ConsistencyAC",
     "Diffuser",
@@ -30,6 +31,7 @@ __all__ = [
     "QGuidance",
     "ReBRAC",
     "get",
+    "get_or_absent",
     "having",
     "installed",
     "left_out",

@@ -111,15 +111,17 @@ class AgentConfig(ABC):
         made = self.implemented()
         if self._ours():
             return made(self, observation_size, action_size, seeds, device)
-        from agents.contract import check as keep_to_it
+        from agents import contract
 
         plugin = plugins.bringing("diffrl.agents", self.name, type(self))
+        refuse = UserError if plugin is None else plugin.broken
         with contextlib.nullcontext() if plugin is None else plugin.blamed(f"{made.__name__}(...)"):
             agent = made(self, observation_size, action_size, seeds, device)
         try:
-            keep_to_it(agent)
+            contract.check(agent)
         except UserError as error:
-            raise error if plugin is None else plugin.broken(str(error)) from error
+            raise refuse(str(error)) from error
+        contract.watch(agent, refuse)
         return agent
 
     def _ours(self) -> bool:

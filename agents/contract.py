@@ -1,64 +1,117 @@
-"""What an agent of another package must keep to, looked at when it is built: a slip would lose its training unseen."""
+"""What an agent of another package must keep to: its methods' arguments, and that checkpoints hold what it trains.
+
+The second is seen, not guessed: the first steps of a training are compared with what the agent had before.
+"""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from agents.base import Agent
-from diffrl.nets import Adam
+from agents.base import Agent, Metrics
 from diffrl.support.errors import UserError, joined
 
 CALLS = {"update": "(batch, generator, phase)", "act": "(observations, generator)"}
 """The methods that are called from outside, and with what."""
+DEPTH = 6
+"""How deep in attributes and containers a tensor is looked for."""
 
 
 def check(agent: Agent) -> None:
-    """Raise UserError where checkpoints would not hold all that training changes, or a method takes something else."""
-    name = type(agent).__name__
+    """Raise UserError where `update` or `act` takes something else than it is given."""
     for method, words in CALLS.items():
-        signature = inspect.signature(getattr(agent, method))
+        try:
+            signature = inspect.signature(getattr(agent, method))
+        except ValueError:  # of compiled functions nothing is known
+            continue
         try:
             signature.bind(*words.split(","))
         except TypeError as error:
-            raise UserError(f"{name}.{method} takes {signature}; expected {words}") from error
-    kept = {tensor.data_ptr() for tensor in agent.state_dict().values()}
-    lost: dict[int, str] = {}
-    for where, tensor in _trained(agent):
-        if tensor.data_ptr() not in kept:
-            lost.setdefault(tensor.data_ptr(), where)
-    if lost:
-        names = list(lost.values())
-        some = joined(names) if len(names) < 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
-        raise UserError(
-            f"{name} trains {some}, which no checkpoint would hold: put each network into `networks` and each "
-            "diffrl.nets.Adam into `optimisers`, by a name"
-        )
+            raise UserError(f"{type(agent).__name__}.{method} takes {signature}; expected {words}") from error
 
 
-def _trained(agent: Agent) -> Iterator[tuple[str, Tensor]]:
-    """All that an agent's attributes hold and training may change, and where: parameters, and optimisers' moments.
+def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:
+    """Compare the agent before and after its first `period` updates; then its `update` is its own again.
 
-    Raises UserError for an optimiser whose state cannot be kept.
+    A tensor that they changed in place, and that is not in `state_dict`, would be as it was made in every checkpoint,
+    and so in each policy that is loaded and each run that goes on. The update that ends the period then raises what
+    `refuse` makes of a sentence that names it. A tensor that an attribute is bound to anew, such as the last loss, may
+    be a state or not, and is not looked at.
     """
-    for name, value in vars(agent).items():
-        if name in ("networks", "optimisers", "step"):
-            continue
-        things = (
-            value if isinstance(value, list | tuple) else list(value.values()) if isinstance(value, dict) else [value]
-        )
-        for thing in things:
-            if isinstance(thing, torch.optim.Optimizer):
-                raise UserError(
-                    f"{type(agent).__name__}.{name} is a {type(thing).__name__} of torch.optim, whose state no "
-                    "checkpoint would hold: take diffrl.nets.Adam"
+    own = agent.update
+    before: dict[int, tuple[str, Tensor, Tensor]] = {}
+    made = 0
+
+    def update(batch: Any, generator: torch.Generator, phase: int = 0) -> Metrics:
+        nonlocal made
+        if made == 0:
+            before.update((id(tensor), (where, tensor, tensor.detach().clone())) for where, tensor in _reached(agent))
+        metrics = own(batch, generator, phase)
+        made += 1
+        if made == agent.period:
+            agent.__dict__.pop("update")
+            changed = {where: now for where, now, then in before.values() if not _same(now, then)}
+            before.clear()
+            if lost := _not_in(changed, agent.state_dict()):
+                some = joined(lost) if len(lost) < 4 else f"{', '.join(lost[:3])} and {len(lost) - 3} more"
+                raise refuse(
+                    f"{type(agent).__name__} trains {some}, which no checkpoint would hold: put each network into "
+                    "`networks` and each diffrl.nets.Adam into `optimisers`, by a name, or give what else it has in "
+                    "`state_dict`"
                 )
-            if isinstance(thing, nn.Module):
-                yield from ((f"{name}.{key}", p) for key, p in thing.named_parameters() if p.requires_grad)
-            elif isinstance(thing, Tensor) and thing.requires_grad and thing.is_leaf:
-                yield name, thing
-            elif isinstance(thing, Adam):
-                yield from ((f"{name}.{key}", tensor) for key, tensor in thing.state_dict().items())
-    for key, optimiser in agent.optimisers.items():
-        yield from ((f"the parameters of optimisers[{key!r}]", p) for p in optimiser.parameters)
+        return metrics
+
+    agent.update = update  # type: ignore[method-assign]
+
+
+def _not_in(changed: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """The names of changed tensors that a state holds neither themselves nor as a copy, each memory once."""
+    kept = {tensor.data_ptr() for tensor in state.values()}
+    lost: dict[int, str] = {}
+    for where, tensor in changed.items():
+        at = tensor.data_ptr()
+        if at not in kept and not any(_same(tensor, copy) for copy in state.values()):
+            lost.setdefault(at, where)
+    return list(lost.values())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one.detach(), other.detach())
+
+
+def _reached(agent: Agent) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of an agent's attributes, through containers, modules, optimisers and other objects, and where."""
+    seen: set[int] = set()
+
+    def within(where: str, thing: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+        if id(thing) in seen or depth > DEPTH:
+            return
+        if isinstance(thing, Tensor):
+            seen.add(id(thing))
+            if not nn.parameter.is_lazy(thing):
+                yield where, thing
+            return
+        if isinstance(thing, str | bytes | int | float | type | torch.Generator):
+            return
+        if isinstance(thing, nn.Module):
+            seen.add(id(thing))
+            for key, tensor in [*thing.named_parameters(), *thing.named_buffers()]:
+                yield from within(f"{where}.{key}", tensor, depth)
+            return
+        if isinstance(thing, dict):
+            inner = [(f"{where}[{key!r}]", value) for key, value in thing.items()]
+        elif isinstance(thing, list | tuple | set):
+            inner = [(where, value) for value in thing]
+        elif hasattr(thing, "__dict__") and not inspect.isroutine(thing) and not inspect.ismodule(thing):
+            inner = [(f"{where}.{key}", value) for key, value in vars(thing).items()]
+        else:
+            return
+        seen.add(id(thing))
+        for name, value in inner:
+            yield from within(name, value, depth + 1)
+
+    for key, value in vars(agent).items():
+        if key not in ("config", "generators"):
+            yield from within(key, value, 1)

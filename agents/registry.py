@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from agents.base_config import AgentConfig, PolicyKind
 from agents.config import AGENTS
@@ -26,6 +28,35 @@ def get(name: str, made: bool = False) -> type[AgentConfig]:
         text = f"Unknown agent {name!r}: {nearest(name, known, 'diffrl train --help')}"
         raise UserError(text + plugins.not_here("diffrl.agents") * (made or closest(name, known) is None))
     return AGENTS[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent(AgentConfig):
+    """The settings of a run whose agent's package is not here or is broken: enough to show its scores by."""
+
+    def __post_init__(self) -> None:
+        """Nothing is checked: what values are allowed, the package alone knows."""
+
+    def implementation(self) -> NoReturn:
+        """Raises UserError, which says what is missing."""
+        get(self.name, made=True)
+        raise UserError(f"The agent {self.name!r} was not here when its run was read.")
+
+
+def get_or_absent(name: str, values: Mapping[str, Any]) -> type[AgentConfig]:
+    """`get`, of a run; where that fails for a name that is none of ours, an `Absent` of that name with these fields.
+
+    values: the fields by name, with their values. Raises UserError for what cannot be a field's name.
+    """
+    try:
+        return get(name, made=True)
+    except UserError:
+        if name in AGENTS:
+            raise
+    if odd := [key for key in values if not str(key).isidentifier() or str(key).startswith("_")]:
+        raise UserError(f"The settings of the agent {name!r} have {str(odd[0])[:60]!r}, which can be no field's name.")
+    fields = [(key, Any, dataclasses.field(kw_only=True)) for key in values]
+    return dataclasses.make_dataclass("Absent", fields, bases=(Absent,), frozen=True, namespace={"name": name})
 
 
 def _checked(plugin: Plugin) -> type[AgentConfig]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from diffrl.data import d4rl
 from diffrl.data import minari as minari_format
-from diffrl.data.columns import open_table
+from diffrl.data.columns import FETCH_AGAIN, open_table
 from diffrl.data.env_spec import EnvSpec
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset
 from diffrl.support.console import console
@@ -238,21 +239,34 @@ def load_dataset(
         if benchmark is not None and not origin.exists:
             path = _generate_missing(benchmark, rows, progress)
         steps = None if benchmark is None else benchmark.max_episode_steps
-        try:
-            dataset = d4rl.read(
-                path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check, infos=infos
-            )
-        except DataError:
-            if origin.kind == "file":
-                from envs.ogbench import reading
+        with _by_address(name, path):
+            try:
+                dataset = d4rl.read(
+                    path, max_episode_steps=steps, action_limit=action_limit, rows=rows, check=check, infos=infos
+                )
+            except DataError:
+                if origin.kind == "file":
+                    from envs.ogbench import reading
 
-                reading.refuse_bare(path)  # of which there is more to say
-            raise
+                    reading.refuse_bare(path)  # of which there is more to say
+                raise
     dataset.metadata["dataset"] = origin.name
     if benchmark is not None and benchmark.env_id is not None:
         dataset.metadata.pop("env_spec", None)
         dataset.metadata.update(EnvSpec(benchmark.env_id, benchmark.env_kwargs).metadata())
     return dataset
+
+
+@contextmanager
+def _by_address(name: str | Path, path: Path) -> Iterator[None]:
+    """Let errors in the block name the address of a file, where it has one, and not `path`, its copy here."""
+    try:
+        yield
+    except DataError as error:
+        if (address := address_of(name)) is None:
+            raise
+        said = str(error).replace(str(path), address).replace(FETCH_AGAIN, "Put it there again, whole.")
+        raise DataError(said) from error
 
 
 def require(name: str) -> None:

@@ -171,6 +171,8 @@ def _reason(name: str, env_id: str | None) -> str | None:
     envs.register()
     if env_id is None:
         return f"{name} has no environment here. {registry.get(name).note}"
+    if ":" in env_id:  # MODULE:ID, which another package registers
+        return f"{env_id} is another package's environment: no simulator of it is known that can be set to a state."
     if env_id not in gymnasium.registry:
         return f"Gymnasium has no environment {env_id!r} here."
     if _MUJOCO.fullmatch(env_id) or env_id.startswith("maze2d"):

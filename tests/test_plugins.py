@@ -4,9 +4,9 @@ The package is one module beside a `.dist-info`, on PYTHONPATH, and knows diffrl
 """
 
 import contextlib
+import dataclasses
 import json
 import os
-import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -19,12 +19,13 @@ import torch
 import yaml
 
 import agents
-from agents import AgentConfig, contract
+from agents import AgentConfig
 from diffrl import load_policy
 from diffrl.cli import main
 from diffrl.commands.data import ListData
 from diffrl.data import d4rl
 from diffrl.images.rewards import ask, listing, parse
+from diffrl.runs.study.policies import Policies
 from diffrl.support import plugins
 from diffrl.support.errors import DataError, UserError
 from envs import datasets, registry
@@ -246,9 +247,11 @@ def test_listings_name_what_other_packages_bring(site: Path, capsys: pytest.Capt
     assert "--agent.learning-rate" in said("train", "--agent", "toy", "--help")
     shown = said("data", "list", "toyfam").splitlines()
     lines = [line.split() for line in shown if line.startswith("toyfam")]
-    assert lines[0] == ["toyfam-small", "here", "(toy-package)", "-", "toy_world:Halve-v0", "-2.50", "0.00"]
+    assert lines[0] == ["toyfam-small", "by", "toy-package", "-", "toy_world:Halve-v0", "-2.50", "0.00"]
     assert len(lines) == 2
     assert "- A toy." in shown
+    assert "by PACKAGE: that package makes, fetches or reads it" in " ".join(shown)
+    assert "here: on this machine" not in " ".join(shown)
     about = said("data", "info", "toyfam-small")
     assert "400 rows, 80 episodes" in about
     assert "\nenvironment: toy_world:Halve-v0, from the data family\n" in about
@@ -321,76 +324,7 @@ def test_an_implementation_that_gives_no_agent_is_refused_with_the_reason(
     assert said in " ".join(capsys.readouterr().out.split())
 
 
-NETWORKS = 'self.networks = {"actor": self.actor}'
-
-
-@pytest.mark.parametrize(
-    ("was", "gives", "why"),
-    [
-        (
-            NETWORKS,
-            "pass",
-            "trains actor.weight and actor.bias, which no checkpoint",
-        ),
-        (
-            NETWORKS,
-            NETWORKS + "; self.critic = torch.nn.Linear(1, 1)",
-            "trains critic.weight and critic.bias, which no",
-        ),
-        (NETWORKS, NETWORKS + "; self.parts = [torch.nn.Linear(1, 1)]", "trains parts.weight and parts.bias, which no"),
-        (NETWORKS, NETWORKS + "; self.alpha = torch.zeros(1, requires_grad=True)", "trains alpha, which no checkpoint"),
-        (NETWORKS, NETWORKS + "; self.other = Adam(self.actor, 0.1)", "trains other."),
-        (
-            NETWORKS,
-            NETWORKS + "; self.other = torch.optim.SGD(self.actor.parameters(), 0.1)",
-            "other is a SGD of torch.optim, whose state no checkpoint would hold: take diffrl.nets.Adam",
-        ),
-        ("batch, generator, phase=0", "batch", "update takes (batch); expected (batch, generator, phase)"),
-        (
-            "observations, generator):",
-            "observations, generator, more):",
-            "act takes (observations, generator, more); ex",
-        ),
-        (NETWORKS, "1 / 0", "ToyAgent(...) fails with ZeroDivisionError: division by zero ("),
-        (
-            "observation_size, action_size, seeds, device):",
-            "observation_size):",
-            "TypeError: ToyAgent.__init__() takes 3",
-        ),
-    ],
-)
-def test_an_agent_whose_training_would_be_lost_is_refused(
-    site: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, why: str
-) -> None:
-    """Where it is built, before anything is trained: checkpoints hold what is in `networks` and `optimisers` alone."""
-    assert was in AGENT
-    module = f"lossy_{abs(hash(gives))}"
-    modules = {module: AGENT.replace(was, gives), "toy_config": CONFIG.replace("toy_agent", module)}
-    install(site, "toy-package", GROUPS, toy_world=WORLD, **modules)
-    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
-    assert main([*words, "--workers", "1"]) == 2
-    said = capsys.readouterr().err
-    assert "The agent 'toy' of toy-package (toy_config:Toy) cannot be used: " in said
-    assert why in said
-    (plugin,) = plugins.found("diffrl.agents")
-    with pytest.raises(UserError, match=re.escape(why)):
-        agents.try_out(plugin)
-
-
-def test_an_agent_that_does_not_count_its_steps_is_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    modules = {"odd_steps": AGENT.replace("self.step += 1", "pass"), "toy_world": WORLD}
-    install(site, "toy-package", GROUPS, toy_config=CONFIG.replace("toy_agent", "odd_steps"), **modules)
-    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
-    assert main([*words, "--workers", "1"]) == 2
-    assert "ToyAgent.update left its `step` at 0: it counts the steps made" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", agents.AGENTS)
-def test_our_agents_keep_to_the_contract(name: str) -> None:
-    contract.check(agents.get(name)(width=8, layers=1).build(3, 2, (0, 1)))
-
-
-def test_a_report_leaves_out_a_run_whose_data_no_package_here_has(
+def test_a_run_whose_data_no_package_here_has_is_reported_as_it_was_scored(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
@@ -398,14 +332,58 @@ def test_a_report_leaves_out_a_run_whose_data_no_package_here_has(
     ours, theirs = site.parent / "ours", site.parent / "theirs"
     for run, data in ((ours, ["maze2d-umaze-v1", "--rows", "300"]), (theirs, ["toyfam-small"])):
         assert main(["train", *small, "--dataset", *data, "--out", str(run)]) == 0
-    page = ["--out", str(site.parent / "page")]
+    page, results = ["--out", str(site.parent / "page")], site.parent / "page" / "results.csv"
     assert main(["report", str(ours), str(theirs), *page]) == 0
     assert "Left out" not in capsys.readouterr().out
+    before = results.read_text()
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
     assert main(["report", str(ours), str(theirs), *page]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
-    assert f"Left out: {theirs} has scores of a task that is not known here. Unknown benchmark 'toyfam-small'" in said
-    assert "of another package (entry point `diffrl.datasets`)" in said
+    assert "The package whose benchmark is toyfam-small is not installed here, or cannot be used: scores are as" in said
+    assert "Left out" not in said
+    assert results.read_text() == before
+    with pytest.raises(UserError, match=r"scores of a task that is not known here\. Unknown benchmark 'toyfam-small'"):
+        Policies.of_runs([theirs])
+
+
+def test_settings_of_an_agent_that_is_not_here_are_fields_as_they_are_written() -> None:
+    absent = agents.get_or_absent("toy", {"width": "wide", "own": [1, {"a": 2}]})(width="wide", own=[1, {"a": 2}])
+    assert dataclasses.asdict(absent) | {"width": "wide", "own": [1, {"a": 2}]} == dataclasses.asdict(absent)
+    assert (absent.name, absent.untrained_steps) == ("toy", 0)
+    with pytest.raises(UserError, match="Unknown agent 'toy'"):
+        absent.implementation()
+    for key in ("__class__", "a b", 3):
+        with pytest.raises(UserError, match="can be no field's name"):
+            agents.get_or_absent("toy", {key: 1})
+    assert agents.get_or_absent("bc", {}) is agents.get("bc")
+
+
+def test_a_run_whose_agents_package_is_gone_is_reported(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table needs no agent's code: it is the same table, with a note; what acts needs it still."""
+    install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
+    small = ["--dataset", "maze2d-umaze-v1", "--rows", "300", "--steps", "2", "--eval-episodes", "2", "--no-compile"]
+    runs, page = [site.parent / name for name in ("slow", "fast", "bc")], site.parent / "page"
+    for run, agent in zip(runs, (["toy"], ["toy", "--agent.learning-rate", "0.5"], ["bc"]), strict=True):
+        assert main(["train", *small, "--seeds", "0", "1", "--agent", *agent, "--out", str(run)]) == 0
+    tables = []
+    for gone in (False, True):
+        if gone:
+            monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site)])
+        capsys.readouterr()
+        assert main(["report", *map(str, runs), "--out", str(page)]) == 0
+        tables.append((page / "results.csv").read_text())
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert ("The package of its agent, toy, is not installed here, or cannot be used" in said) == gone
+        assert "Left out" not in said
+    assert tables[0] == tables[1]
+    assert "toy learning_rate=0.5" in tables[1]
+    assert main(["evaluate", str(runs[0])]) == 2
+    assert "Unknown agent 'toy'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"No run has scores to report\. Unknown agent 'toy'"):
+        Policies.of_runs(runs[:1])
+    assert {policy.agent for policy in Policies.of_runs(runs).all} == {"bc"}
 
 
 def family(site: Path, source: str) -> Any:

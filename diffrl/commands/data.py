@@ -78,7 +78,7 @@ class ListData:
                 seeded |= {str(piece.path.parent): None} if piece.seed else {}
                 rows.append((name, "here", _rows_of(piece.path), "", "", ""))
         for benchmark, distribution in others:
-            rows.append((benchmark.id, f"here ({distribution})", "-", *_scores_of(benchmark)))
+            rows.append((benchmark.id, f"by {distribution}", "-", *_scores_of(benchmark)))
         for name, steps in local.items():
             rows.append((name, "here (Minari)", f"{steps:,}", *_scores_of_local(name)))
         console.print(listing(rows))

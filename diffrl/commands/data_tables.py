@@ -47,6 +47,10 @@ def listing(rows: Sequence[Sequence[str]]) -> Table:
     return found
 
 
+_PACKAGES = "by PACKAGE"
+"""What the legend calls the status of other packages' data sets, "by" and its name: it alone knows where these are."""
+
+
 def legend(rows: Sequence[Sequence[str]], ogbench: str, seeded: Iterable[str]) -> list[str]:
     """Sentences on those words of `listing`'s table that stand in it.
 
@@ -60,6 +64,9 @@ def legend(rows: Sequence[Sequence[str]], ogbench: str, seeded: Iterable[str]) -
         f"from {ogbench}",
     }
     there = {status.partition(" (")[0] for _, status, *_ in rows}
+    if any(word.startswith("by ") and word not in words for word in there):
+        words[_PACKAGES] = f"{_PACKAGES}: that package makes, fetches or reads it, or says what to do"
+        there.add(_PACKAGES)
     found = ["; ".join(said for word, said in words.items() if word in there) + "."]
     if any(low not in ("", "-") for *_, low, _ in rows):
         found.append("random, expert: the mean returns that are scored 0 and 100.")

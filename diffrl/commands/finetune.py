@@ -65,6 +65,9 @@ def run(arguments: Sequence[str]) -> int:
         given = _options(words)
         schema = ALGORITHMS.get(_algo(given))
         if schema is not None and set(given) <= {one.name for one in dataclasses.fields(schema)}:
+            for name in ("reward", "held_out"):  # what names nothing comes before numbers
+                if (text := given.get(name, "")) not in ("", NOTHING) and not text.startswith("-"):
+                    rewards.check(text, f"--{name.replace('_', '-')}")
             _refuse_pipeline(schema, given.get("model", schema.model), given)  # which comes first
         raise
     folder.refuse(config.out, FILES)

@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("Which run? `diffrl resume RUN`, such as runs/NAME; `diffrl resume --help` shows more.")
     given = parse(Resume, words, "diffrl resume")
     to_write(given.run_folder, "runs")
+    _refuse_sweep(given.run_folder)
     from diffrl.runs.kind import kind_of
     from diffrl.runs.resume import resume, take_edited
     from diffrl.support import folder
@@ -95,6 +96,19 @@ def run(arguments: Sequence[str]) -> int:
         accept_changes=accepting,
     )
     return 0
+
+
+def _refuse_sweep(path: Path) -> None:
+    """Raise UserError for a sweep's folder, which has runs in it and is none."""
+    from diffrl.support.folder import ABOUT, SWEEP
+
+    if not (path / SWEEP).is_file() or (path / ABOUT).exists():
+        return
+    inside = min((str(about.parent) for about in path.glob(f"*/{ABOUT}")), default=None)
+    one = "" if inside is None else f" `diffrl resume {typed(inside)}` goes on with one of them."
+    raise UserError(
+        f"{path} is a sweep's folder, not a run's: `diffrl sweep --out {typed(path)}` goes on with all its runs.{one}"
+    )
 
 
 def _in_all(steps: int | None, names: Mapping[str, int | None], config: FinetuneConfig) -> int | None:

@@ -282,11 +282,11 @@ def dump(config: TrainConfig) -> str:
     return to_yaml(to_dict(config))
 
 
-def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> TrainConfig:
+def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False, absent: bool = False) -> TrainConfig:
     """A configuration from what YAML holds. `source` is named in errors.
 
     of_run: the configuration is a run's, which names every field that there was when the run was made. A field that it
-    does not name is younger, and gets the value that means what was done before.
+    does not name is younger, and gets the value that means what was done before. absent: see `agents.Absent`.
 
     Raises UserError for a key that is not known (the nearest is named), a value of the wrong type, a missing key.
     """
@@ -296,17 +296,17 @@ def from_dict(values: Mapping[str, Any], source: str, of_run: bool = False) -> T
         agent_values = {"name": agent_values}
     if not isinstance(agent_values, dict) or "name" not in agent_values:
         raise UserError(f"{source}: `agent` needs a `name`, one of {', '.join(agents.listed())}.")
-    agent_values = dict(agent_values)
-    schema = agents.get(str(agent_values.pop("name")), made=of_run)
+    name, agent_values = str(agent_values["name"]), {k: v for k, v in agent_values.items() if k != "name"}
+    schema = agents.get_or_absent(name, agent_values) if absent else agents.get(name, made=of_run)
     if of_run:
         agent_values = schema.of_run(agent_values)
         values = {"tf32": False} | values
     return read(TrainConfig, {**values, "agent": read(schema, agent_values, source, "agent.")}, source)
 
 
-def load(path: Path, of_run: bool = False) -> TrainConfig:
-    """Read a YAML file strictly. Raises UserError for anything it should not hold. of_run: see `from_dict`."""
-    return from_dict(read_yaml(path), str(path), of_run)
+def load(path: Path, of_run: bool = False, absent: bool = False) -> TrainConfig:
+    """Read a YAML file strictly. Raises UserError for anything it should not hold. of_run, absent: see `from_dict`."""
+    return from_dict(read_yaml(path), str(path), of_run, absent)
 
 
 def find(name: str) -> TrainConfig:

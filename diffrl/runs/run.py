@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import safetensors.torch
 import torch
 
+from agents import Absent
 from diffrl.data.env_spec import LONGEST, NO_LIMIT
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
@@ -199,7 +200,7 @@ class Run:
         if not (isinstance(path, str) and isinstance(steps, Sequence) and steps and (Path(path) / ABOUT).is_file()):
             return None
         try:
-            start = Run.read(path)
+            start = Run.read(path, absent=isinstance(self.config.agent, Absent))
         except UserError:
             return None
         at = min(held(step, Natural, f"start_steps in {self.path / SETTINGS}") for step in steps)
@@ -269,8 +270,11 @@ class Run:
             seal(self.path, (ABOUT, *own))
 
     @classmethod
-    def read(cls, path: Path | str) -> "Run":
-        """Open a run's folder; of one at an address, a copy of it here. Raises UserError where it is none."""
+    def read(cls, path: Path | str, absent: bool = False) -> "Run":
+        """Open a run's folder; of one at an address, a copy of it here. Raises UserError where it is none.
+
+        absent: one whose agent's package is not here is opened too, to be shown: see `agents.Absent`.
+        """
         path = local_folder(path)
         needed = ("config.yaml", "run.json", "preprocessing.safetensors")
         missing = [name for name in needed if not (path / name).is_file()]
@@ -302,7 +306,7 @@ class Run:
                     raise ValueError(f"run.json and preprocessing.safetensors tell of other sizes: {size:,} is one")
             return cls(
                 path,
-                dataclasses.replace(configuration.load(path / "config.yaml", of_run=True), out=path),
+                dataclasses.replace(configuration.load(path / "config.yaml", of_run=True, absent=absent), out=path),
                 task,
                 *sizes,
                 preprocessing,

@@ -106,7 +106,12 @@ def test_rows_that_break_the_simulator_are_nan_and_disturb_no_others(
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("Pusher-v5", "whole state"), ("nonsense-v0", "has no environment"), ("ant-medium-v2", "Not comparable")],
+    [
+        ("Pusher-v5", "whole state"),
+        ("nonsense-v0", "has no environment"),
+        ("lab.data:Point-v0", "no simulator of it is known that can be set to a state"),
+        ("ant-medium-v2", "Not comparable"),
+    ],
 )
 def test_there_is_a_reason_where_there_is_no_dynamics(name: str, why: str) -> None:
     assert dynamics_for(name) is None

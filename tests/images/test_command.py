@@ -38,6 +38,14 @@ def final(run: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(newest / "state.safetensors")
 
 
+@pytest.mark.parametrize("option", ["--reward", "--held-out"])
+def test_a_reward_that_there_is_not_comes_before_numbers(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 images are less than a round, too, which is said once there is such a reward."""
+    said = fails([option, "warmt", "--queries", "8"], capsys)
+    assert "there is no reward 'warmt'" in said
+    assert "less than a round of --batch" in fails([option, "colour:blue", "--queries", "8"], capsys)
+
+
 @pytest.fixture(scope="module")
 def plain(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of SMALL's words alone, which tests read or copy."""

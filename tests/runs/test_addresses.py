@@ -152,7 +152,7 @@ def test_a_new_content_of_the_same_size_is_seen_where_only_the_size_is_told(memo
     found = {"a": ("/kept/a", {"size": 3})}
     for text in (b"one", b"two"):
         memory.pipe("/kept/a", text)
-        assert (remote._copy("memory://kept/a", memory, found, UserError) / "a").read_bytes() == text
+        assert (remote._copy("memory://kept/a", cache, memory, found, UserError) / "a").read_bytes() == text
 
 
 def test_a_run_at_an_address_is_the_run(memory: Any, tmp_path: Path) -> None:
@@ -223,17 +223,144 @@ def test_a_connection_that_breaks_is_one_line_and_leaves_nothing(
 ) -> None:
     address, folder, _ = site
     (folder / name).write_bytes(bytes(100_000))
-    with pytest.raises(DataError, match="cannot be read") as caught:
+    with pytest.raises(DataError, match=r"was cut off at 50,000 of 100,000 bytes; the same command") as caught:
         load_dataset(f"{address}/{name}")
     assert len(str(caught.value).splitlines()) == 1
     assert not [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
 
 
+class Site:
+    """A web server of this machine that can be shut, and opened again in the same place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked, self.port = folder, list[str](), 0
+        folder.mkdir(exist_ok=True)
+        self.open()
+
+    def open(self) -> None:
+        """Serve the folder."""
+        handler = partial(type("Served", (Handler,), {"asked": self.asked}), directory=str(self.folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self.port = self.server.server_port
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def shut(self) -> None:
+        """Refuse every connection from now on."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A `Site`, which is asked anew each time."""
+    monkeypatch.setattr(remote, "_AGAIN", 0.0)
+    found = Site(tmp_path / "shop")
+    yield found
+    found.shut()
+
+
+def said_by(capsys: pytest.CaptureFixture[str]) -> str:
+    """All that was printed, in one line."""
+    printed = capsys.readouterr()
+    return " ".join((printed.out + printed.err).split())
+
+
+def test_without_its_server_a_file_is_read_from_its_copy_which_is_said(
+    shop: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    d4rl.write(shop.folder / "rollouts.hdf5", recorded())
+    address = f"http://127.0.0.1:{shop.port}/rollouts.hdf5"
+    fetched = load_dataset(address)
+    shop.shut()
+    capsys.readouterr()
+    kept = load_dataset(address)
+    said = said_by(capsys)
+    assert np.array_equal(kept.observations, fetched.observations)
+    assert f"{address} cannot be reached (127.0.0.1:{shop.port} refuses the connection): the copy of 20" in said
+    assert "whether it changed there is not known" in said
+    load_dataset(address)
+    assert "cannot be reached" not in said_by(capsys)  # once is enough
+    with pytest.raises(DataError, match="refuses the connection"):
+        load_dataset(address.replace("rollouts", "others"))
+    shop.open()
+    changed = recorded()
+    changed.observations[:] += 1
+    d4rl.write(shop.folder / "rollouts.hdf5", changed, force=True)
+    assert np.array_equal(load_dataset(address).observations, changed.observations)
+
+
+def test_what_has_changed_and_does_not_come_whole_is_not_taken_from_the_copy(shop: Site) -> None:
+    """The server was reached: the copy is known to be another file."""
+    address = f"http://127.0.0.1:{shop.port}/cut.csv"
+    (shop.folder / "cut.csv").write_bytes(b"")
+    remote.local_file(address)
+    (shop.folder / "cut.csv").write_bytes(b"12345678")
+    with pytest.raises(UserError, match="was cut off at 4 of 8 bytes"):
+        remote.local_file(address)
+
+
+def test_without_its_server_a_run_is_read_from_a_whole_copy_alone(
+    shop: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report's copy has no checkpoints, and does not do for an evaluation; one of all does for a report."""
+    monkeypatch.chdir(tmp_path)
+    made_run(shop.folder / "a", small("bc"))
+    address, evaluate = f"http://127.0.0.1:{shop.port}/a", ["--episodes", "1", "--which", "last"]
+    assert len(Scores.of_runs([address]).rows) > 0
+    shop.shut()
+    assert len(Scores.of_runs([address]).rows) > 0
+    assert "cannot be reached" in said_by(capsys)
+    assert main(["evaluate", address, *evaluate]) == 2
+    assert "refuses the connection" in said_by(capsys)
+    shop.open()
+    assert main(["evaluate", address, *evaluate]) == 0
+    shop.shut()
+    said_by(capsys)
+    assert main(["evaluate", address, *evaluate]) == 0
+    assert said_by(capsys).count("whether it changed there is not known") == 1
+
+
+@pytest.mark.usefixtures("own_data")
+def test_a_run_goes_on_from_the_copy_of_its_data(shop: Site, tmp_path: Path) -> None:
+    d4rl.write(shop.folder / "rollouts.hdf5", recorded())
+    dataset = f"http://127.0.0.1:{shop.port}/rollouts.hdf5"
+    config = TrainConfig(dataset=dataset, agent=small("bc"), env="none", steps=3, out=tmp_path / "run")
+    run = diffrl.train(config, quiet=True)
+    shop.shut()
+    assert diffrl.resume(run, steps=5, quiet=True) == run
+    assert Run.read(run).config.steps == 5
+
+
+def test_a_folder_of_which_a_part_cannot_be_listed_is_refused(shop: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not taken for one without that part."""
+    made_run(shop.folder / "a", small("bc"))
+    whole = Handler.do_GET
+
+    def do_get(self: Handler) -> None:
+        if self.path.endswith("/checkpoints/"):
+            self.connection.close()
+        else:
+            whole(self)
+
+    monkeypatch.setattr(Handler, "do_GET", do_get)
+    with pytest.raises(UserError, match=r"closed the connection|connection broke"):
+        remote.local_folder(f"http://127.0.0.1:{shop.port}/a")
+
+
 MISTAKES = {
     "nothing there": (["data", "info", "ADDRESS/none.hdf5"], "There is nothing at http"),
     "no run": (["evaluate", "ADDRESS/none"], "http"),
-    "no server": (["data", "info", "http://127.0.0.1:9/a.hdf5"], "cannot be read"),
-    "no scheme": (["data", "info", "nosuch://a/b.hdf5"], "nosuch://a/b.hdf5 cannot be read"),
+    "no server": (["data", "info", "http://127.0.0.1:9/a.hdf5"], "127.0.0.1:9 refuses the connection"),
+    "no scheme": (["data", "info", "nosuch://a/b.hdf5"], "nosuch://a/b.hdf5: there is no scheme nosuch://"),
+    "scheme with a slip": (["data", "info", "htps://a/b.hdf5"], "did you mean https://?"),
+    "no server of a run": (["evaluate", "http://127.0.0.1:9/a"], "127.0.0.1:9 refuses the connection"),
+    "no server of runs": (["report", "http://127.0.0.1:9/a", "--out", "r"], "127.0.0.1:9 refuses the connection"),
+    "no server of a policy": (["render", "http://127.0.0.1:9/a", "--out=v.gif"], "127.0.0.1:9 refuses the connection"),
+    "no such machine": (["data", "info", "http://nosuch.invalid/a.hdf5"], "no machine called nosuch.invalid is found"),
+    "a web page": (["data", "info", "ADDRESS/"], "is a web page, and no file of data"),
+    "a damaged file": (["data", "info", "ADDRESS/bad.hdf5"], "/bad.hdf5"),
     "chain": (["data", "info", "zip://a.hdf5::memory://b.zip"], "not a chain"),
     "pickle": (["data", "info", "ADDRESS/a.pkl"], "pickle"),
     "train's out": (["train", "bc/maze2d-umaze-v1", "--rows=500", "--steps=1", "--out=s3://a/b"], "written to a path"),
@@ -258,11 +385,14 @@ def test_a_mistake_is_a_line(
     monkeypatch.chdir(tmp_path / "work")
     Path("scores.csv").write_text("task,agent,seed,step,score\nmaze,a,0,1,2\nmaze,a,1,1,2\n")
     (folder / "a.pkl").write_bytes(b"\x80\x04N.")
+    (folder / "bad.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     words, expected = MISTAKES[name]
     assert main([word.replace("ADDRESS", address) for word in words]) == 2
     said = capsys.readouterr().err
     assert expected in said
     assert "Traceback" not in said
+    assert "Client" not in said
+    assert str(tmp_path / "cache") not in said
     assert [path.name for path in Path().iterdir()] == ["scores.csv"]
 
 

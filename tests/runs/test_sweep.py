@@ -25,7 +25,7 @@ from diffrl.runs.sweep.queue import judged, to_run
 from diffrl.runs.sweep.state import Result, State, labels, legend, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
-from diffrl.support.files import to_write
+from diffrl.support.files import to_write, typed
 from diffrl.support.folder import SWEEP, held, steps, write_json
 from diffrl.training import checkpoint
 from diffrl.training.logs import read_scores
@@ -446,6 +446,20 @@ def test_a_runs_folder_takes_no_sweep(more: list[str], tmp_path: Path, capsys: p
     assert main(["sweep", *GRID, "--out", str(tmp_path), *more]) == 2
     assert "is a run's folder, and a sweep is to have its own" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_sweeps_folder_is_gone_on_with_by_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And `resume`, of a run, says so; the command that it names does."""
+    folder, made = tmp_path / "s", runs()
+    assert main(["sweep", *GRID, "--out", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["resume", str(folder)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"{folder} is a sweep's folder, not a run's: `diffrl sweep --out {folder}` goes on with all its runs." in said
+    )
+    assert f"`diffrl resume {typed(folder / min(run.name for run in made))}` goes on with one of them." in said
+    assert main(["sweep", "--out", str(folder)]) == 0
 
 
 # --- What is run ----------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class Policies:
     @classmethod
     def of_runs(cls, paths: Sequence[Path | str], which: Which = "last") -> "Policies":
         """The policies of runs: folders, or folders that contain such. Raises UserError as `Scores.of_runs` does."""
-        scores = Scores.of_runs([local_folder(path) for path in paths])
+        scores = Scores.of_runs([local_folder(path) for path in paths], acting=True)
         last: dict[tuple[str, str, int], Row] = {row[:3]: row for row in scores.rows}  # rows are in order of steps
         rows = scores.rows if which == "all" else [row for row in scores.rows if last[row[:3]] is row]
         found, opened, entries = [], {}, {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents import Absent
 from diffrl.runs.config import MACHINE, TrainConfig
 from diffrl.runs.diverged import diverged, wholly
 from diffrl.runs.kind import OFFLINE, kind_of
@@ -71,12 +72,12 @@ class _Read:
         return max(int(entry["step"]) for entry in self.scores["evaluations"])
 
 
-def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data") -> Scores:
+def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data", acting: bool = False) -> Scores:
     """The scores of runs' folders: see `Scores.of_runs`. absent: sentences on runs that have no folder to read."""
     read, left_out, gone = [], [*absent], []
     for folder in folders:
         try:
-            read.append(_read(folder))
+            read.append(_read(folder, acting))
         except UserError as error:
             left_out.append(f"Left out: {error}")
             if isinstance(error, Diverged):
@@ -147,12 +148,12 @@ def read_runs(folders: Sequence[str], absent: Sequence[str] = (), by: By = "data
     )
 
 
-def _read(folder: str) -> _Read:
+def _read(folder: str, acting: bool) -> _Read:
     """A run's folder. Raises UserError where it is damaged, of images, or has no evaluation; Diverged where so why."""
     path = Path(folder)
     if kind_of(path) == IMAGES:
         raise UserError(f"{path} is a fine-tuning run of an image model: `diffrl compare {typed(path)}` shows it.")
-    run = Run.read(path)
+    run = Run.read(path, absent=not acting)
     try:
         scores = read_scores(path) if (path / "scores.json").exists() else {"evaluations": []}
     except Damaged as error:
@@ -166,7 +167,7 @@ def _read(folder: str) -> _Read:
         if failed := error_of(path):
             why = f"it failed: {failed.rstrip('.')}"
         raise UserError(f"{path} has no evaluations: {why}.")
-    if run.task.reference is not None:  # what its scores are: nobody knows without the package whose data it has
+    if acting and run.task.reference is not None:  # what scores are made of only the package knows whose data it has
         try:
             registry.get(run.task.reference)
         except UserError as error:
@@ -225,6 +226,13 @@ def _default_tasks_joined(read: Sequence[_Read]) -> list[_Read]:
     return [renamed(one) if one.run.config.dataset in shorter else one for one in read]
 
 
+def _benchmark(name: str) -> registry.Benchmark | None:
+    """The benchmark of an id; None where it is of a package that is not here, or cannot be used."""
+    with contextlib.suppress(UserError):
+        return registry.get(name)
+    return None
+
+
 def _environments(read: Sequence[_Read]) -> dict[str, str]:
     """By folder, the environment that its scores are of; with the references, where several normalise in it.
 
@@ -234,8 +242,8 @@ def _environments(read: Sequence[_Read]) -> dict[str, str]:
     for one in read:
         scale: object = None
         if (name := one.run.task.reference) is not None:
-            benchmark = registry.get(name)
-            scale = benchmark.scored_by, benchmark.ref_min, benchmark.ref_max
+            benchmark = _benchmark(name)
+            scale = name if benchmark is None else (benchmark.scored_by, benchmark.ref_min, benchmark.ref_max)
         scored = "returns" if name is None else f"scored as {benchmark_family(name)}"
         found[one.path] = str(one.run.task.spec), scale, scored
     scales: dict[str, set[object]] = {}
@@ -352,6 +360,10 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
     for task in dict.fromkeys(one.task for one in read):
         of_task = [one for one in read if one.task == task]
         about = of_task[0].run.task
+        if about.reference is not None and _benchmark(about.reference) is None:
+            why = "is not installed here, or cannot be used: scores are as its runs have written them"
+            notes.append(Note(task, f"The package whose benchmark is {about.reference} {why}."))
+            continue
         if of_task[0].unit == RETURN:
             notes.append(Note(task, "Plain returns, as there are no reference scores: it is in no aggregate."))
         elif about.scored_by_success and any(not one.run.task.comparable for one in of_task):
@@ -371,6 +383,9 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
                 if registry.known(name) and (said := registry.get(name).note):
                     notes.append(Note(name if by == "environment" else task, said))
     for one in read:
+        if isinstance(agent := one.run.config.agent, Absent):
+            why = "is not installed here, or cannot be used: its settings are told as its config.yaml has them."
+            notes.append(Note(one.path, f"The package of its agent, {agent.name}, {why}"))
         last, wanted = one.last, one.run.config.steps
         if said := diverged(one.run):
             notes.append(Note(one.path, said))

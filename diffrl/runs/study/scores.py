@@ -137,13 +137,15 @@ class Scores:
         )
 
     @classmethod
-    def of_runs(cls, paths: Sequence[Path | str], by: By = "data") -> "Scores":
+    def of_runs(cls, paths: Sequence[Path | str], by: By = "data", acting: bool = False) -> "Scores":
         """The scores of runs: their folders, or folders that contain such, as a sweep's does.
 
         Runs of one agent on one task are further seeds where their settings are the same; else the agent's name says
         what differs. by: a task is a data set, or an environment with its scores; then an agent's name says what data
-        it learned from, and data sets of one environment compare. What cannot be read, or has no evaluation yet, is in
-        `left_out`. Raises UserError where nothing is left, where a score is no number, and where a seed is there twice.
+        it learned from, and data sets of one environment compare. acting: the agents are to act later, so that runs
+        whose agent's package is not here are left out; to show scores needs none. What cannot be read, or has no
+        evaluation yet, is in `left_out`. Raises UserError where nothing is left, where a score is no number, and where
+        a seed is there twice.
         """
         folders: list[Path] = []
         absent: dict[str, list[str]] = {}
@@ -160,7 +162,7 @@ class Scores:
 
         reasons = sorted(absent, key=lambda why: why == _NOT_BEGUN)  # those that failed first
         said = [f"Left out: {_several(list(dict.fromkeys(absent[why])))}: {why}" for why in reasons]
-        return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)), said, by)
+        return read_runs(list(dict.fromkeys(os.path.normpath(folder) for folder in folders)), said, by, acting)
 
     @classmethod
     def of_csv(cls, path: Path | str) -> "Scores":
