@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffrl.support import plugins
-from diffrl.support.errors import shown
+from diffrl.support.errors import UserError, shown
 from diffrl.support.schema import Batch, Depth, NotNegative, Rate, Several, Share, Width, check
 
 if TYPE_CHECKING:
@@ -103,13 +104,31 @@ class AgentConfig(ABC):
         return self
 
     def build(self, observation_size: int, action_size: int, seeds: Sequence[int], device: str = "cpu") -> Agent:
-        """The agent, its networks initialised seed by seed, on `device`."""
-        return self.implemented()(self, observation_size, action_size, seeds, device)
+        """The agent, its networks initialised seed by seed, on `device`.
+
+        Raises UserError where it is another package's, and fails or does not keep to `agents.contract`.
+        """
+        made = self.implemented()
+        if self._ours():
+            return made(self, observation_size, action_size, seeds, device)
+        from agents.contract import check as keep_to_it
+
+        plugin = plugins.bringing("diffrl.agents", self.name, type(self))
+        with contextlib.nullcontext() if plugin is None else plugin.blamed(f"{made.__name__}(...)"):
+            agent = made(self, observation_size, action_size, seeds, device)
+        try:
+            keep_to_it(agent)
+        except UserError as error:
+            raise error if plugin is None else plugin.broken(str(error)) from error
+        return agent
+
+    def _ours(self) -> bool:
+        """Whether the class is of this package, whose tests look at its agent."""
+        return type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
 
     def implemented(self) -> type[Agent]:
         """What `implementation` gives. Raises UserError where it is another package's, and fails or gives no agent."""
-        ours = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
-        plugin = None if ours else plugins.bringing("diffrl.agents", self.name, type(self))
+        plugin = None if self._ours() else plugins.bringing("diffrl.agents", self.name, type(self))
         if plugin is None:
             return self.implementation()
         from agents.base import Agent

@@ -74,7 +74,10 @@ def _checked(plugin: Plugin) -> type[AgentConfig]:
 
 
 def try_out(plugin: Plugin) -> None:
-    """Raise UserError where the agent that a package brings cannot be used: its settings, its class, or its name."""
+    """Raise UserError where the agent that a package brings cannot be used: its name, settings, class, or networks.
+
+    It is built, for observations of 3 numbers and actions of 2.
+    """
     plugins.check_name(plugin, AGENTS)
     schema = _checked(plugin)
     with plugin.blamed(f"{schema.__name__}()"):
@@ -82,7 +85,7 @@ def try_out(plugin: Plugin) -> None:
             config = schema()
         except UserError as error:
             raise plugin.broken(f"of its defaults, {error}") from error
-    config.implemented()
+    config.build(3, 2, (0,))
 
 
 def installed() -> list[str]:

@@ -55,6 +55,7 @@ _UNCHANGED = "scores say up to which step the policy has learned nothing, and no
 _CRITICS = "critics are asked as the agent asks them, and the diagnosis says how: one more entry"
 _AGENT = "scores name their agent: a new entry"
 _LOSS = "an evaluation of a run on examples has their loss: a new entry"
+_ALPHA = "what adapters give may be scaled by another number than their rank: a new entry"
 _BASE = "adapters of a built-in model name it and the digest of the weights under them"
 ACCEPTED: dict[str, str] = {
     "synther*/new-synther/fidelity.json:sliced_w2_of_shuffled_columns": _FIDELITY,
@@ -84,6 +85,7 @@ ACCEPTED: dict[str, str] = {
     "policy-nft*/checkpoints/*/state.safetensors:finetune.optimiser.*.step": _COUNTS,
     "policy-nft*/checkpoints/*/state.json:sha256": _COUNTS,
     "diagnose/diagnosis.json:fine_tuning": _CRITICS,
+    "*/finetune.yaml:lora_alpha": _ALPHA,
     "supervised*/evaluations.json:__all__": _LOSS,
     "*/run.json:task": _WHOLE_ENVIRONMENT,
     "*/evaluation.json:env": _WHOLE_ENVIRONMENT,

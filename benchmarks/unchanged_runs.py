@@ -217,7 +217,11 @@ _FINETUNE = (
         f"finetune --algo ddpo-is --model {LATENT} --prompts {PROMPTS} --queries 8 {_FEW} --train-steps 1 --out OUT",
         "finetune --resume OUT --queries 12",
     ),
-    _run("flow", f"finetune --algo grpo --model {FLOW} --prompts {PROMPTS} --queries 8 {_FEW} --group 2 --out OUT"),
+    _run(  # the layers of which SD 3's adapters were before those of the text had some
+        "flow",
+        f"finetune --algo grpo --model {FLOW} --prompts {PROMPTS} --queries 8 {_FEW} --group 2 "
+        "--layers to_q to_k to_v to_out.0 --out OUT",
+    ),
     _run(
         "image-distil-consistency",
         "distil tiny-digits --to consistency --steps 20 --batch-size 8 --levels 4 --eval-samples 20 --out OUT",

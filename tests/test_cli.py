@@ -431,6 +431,7 @@ def test_overrides_apply_to_a_shipped_configuration(place: str, tmp_path: Path) 
     assert (tmp_path / "run" / "evaluation.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_data")
 @pytest.mark.parametrize(("start", "warned"), [(4, False), (5, True)])
 def test_an_evaluation_of_an_untrained_average_is_announced(

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import torch
 import yaml
 
 import agents
-from agents import AgentConfig
+from agents import AgentConfig, contract
 from diffrl import load_policy
 from diffrl.cli import main
 from diffrl.commands.data import ListData
@@ -302,9 +303,9 @@ def test_a_name_of_our_own_stays_ours(site: Path, capsys: pytest.CaptureFixture[
     [
         (
             "from no_such_module import It",
-            "implementation() fails with ModuleNotFoundError: No module named 'no_such_module'",
+            "implementation() fails with ModuleNotFoundError: No module named 'no_such_module' ({file}, line 14)",
         ),
-        ("import sys; sys.exit(4)", "implementation() fails with SystemExit: 4"),
+        ("import sys; sys.exit(4)", "implementation() fails with SystemExit: 4 ({file}, line 14)"),
         ("return int", "implementation() gives <class 'int'>; expected a subclass of agents.base.Agent"),
     ],
 )
@@ -315,12 +316,82 @@ def test_an_implementation_that_gives_no_agent_is_refused_with_the_reason(
     install(site, "toy-package", GROUPS, toy_config=source, toy_world=WORLD)
     words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
     assert main(words) == 2
+    why = why.format(file=site / "toy_config.py")
     said = (
         f"The agent 'toy' of toy-package (toy_config:Toy) cannot be used: {why}. Mend, update or uninstall toy-package."
     )
     assert said in capsys.readouterr().err
     assert main(["doctor", "--no-rendering"]) == 0
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+NETWORKS = 'self.networks = {"actor": self.actor}'
+
+
+@pytest.mark.parametrize(
+    ("was", "gives", "why"),
+    [
+        (
+            NETWORKS,
+            "pass",
+            "trains actor.weight and actor.bias, which no checkpoint",
+        ),
+        (
+            NETWORKS,
+            NETWORKS + "; self.critic = torch.nn.Linear(1, 1)",
+            "trains critic.weight and critic.bias, which no",
+        ),
+        (NETWORKS, NETWORKS + "; self.parts = [torch.nn.Linear(1, 1)]", "trains parts.weight and parts.bias, which no"),
+        (NETWORKS, NETWORKS + "; self.alpha = torch.zeros(1, requires_grad=True)", "trains alpha, which no checkpoint"),
+        (NETWORKS, NETWORKS + "; self.other = Adam(self.actor, 0.1)", "trains other."),
+        (
+            NETWORKS,
+            NETWORKS + "; self.other = torch.optim.SGD(self.actor.parameters(), 0.1)",
+            "other is a SGD of torch.optim, whose state no checkpoint would hold: take diffrl.nets.Adam",
+        ),
+        ("batch, generator, phase=0", "batch", "update takes (batch); expected (batch, generator, phase)"),
+        (
+            "observations, generator):",
+            "observations, generator, more):",
+            "act takes (observations, generator, more); ex",
+        ),
+        (NETWORKS, "1 / 0", "ToyAgent(...) fails with ZeroDivisionError: division by zero ("),
+        (
+            "observation_size, action_size, seeds, device):",
+            "observation_size):",
+            "TypeError: ToyAgent.__init__() takes 3",
+        ),
+    ],
+)
+def test_an_agent_whose_training_would_be_lost_is_refused(
+    site: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, why: str
+) -> None:
+    """Where it is built, before anything is trained: checkpoints hold what is in `networks` and `optimisers` alone."""
+    assert was in AGENT
+    module = f"lossy_{abs(hash(gives))}"
+    modules = {module: AGENT.replace(was, gives), "toy_config": CONFIG.replace("toy_agent", module)}
+    install(site, "toy-package", GROUPS, toy_world=WORLD, **modules)
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
+    assert main([*words, "--workers", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "The agent 'toy' of toy-package (toy_config:Toy) cannot be used: " in said
+    assert why in said
+    (plugin,) = plugins.found("diffrl.agents")
+    with pytest.raises(UserError, match=re.escape(why)):
+        agents.try_out(plugin)
+
+
+def test_an_agent_that_does_not_count_its_steps_is_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modules = {"odd_steps": AGENT.replace("self.step += 1", "pass"), "toy_world": WORLD}
+    install(site, "toy-package", GROUPS, toy_config=CONFIG.replace("toy_agent", "odd_steps"), **modules)
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
+    assert main([*words, "--workers", "1"]) == 2
+    assert "ToyAgent.update left its `step` at 0: it counts the steps made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_our_agents_keep_to_the_contract(name: str) -> None:
+    contract.check(agents.get(name)(width=8, layers=1).build(3, 2, (0, 1)))
 
 
 def test_a_run_whose_data_no_package_here_has_is_reported_as_it_was_scored(

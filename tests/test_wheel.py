@@ -1,5 +1,6 @@
 """A built wheel carries everything: the command, the registry, the configurations."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,19 +20,28 @@ def run(*words: str, cwd: Path | None = None) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT).stdout
 
 
+CALLS = """
+import json, sys
+from diffrl.cli import main
+for words in json.load(sys.stdin):
+    print("> ", end="", flush=True)
+    if code := main(words):
+        sys.exit(code)
+"""
+"""One command after another in one process: each imports PyTorch else."""
+
+
 def exercise(bin_folder: Path, folder: Path, images: bool = False) -> None:
     """Help, the registry, and the jobs at toy size, away from the checkout. images: fine-tune an image model too."""
+    places = {"DIFFRL_DATA": str(folder / "data"), "DIFFRL_CACHE": str(folder / "cache")}
+    environment = ENVIRONMENT | places | {"OMP_NUM_THREADS": "1"}
 
-    def diffrl(*words: str) -> str:
-        places = {"DIFFRL_DATA": str(folder / "data"), "DIFFRL_CACHE": str(folder / "cache")}
-        environment = ENVIRONMENT | places | {"OMP_NUM_THREADS": "1"}
-        command = [str(bin_folder / "diffrl"), *words]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    def output(command: list[str], given: str | None = None) -> str:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=folder, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "diffrl train" in diffrl("--help")
-    assert "maze2d-umaze-v1" in diffrl("data", "list", "maze2d")
+    assert "diffrl train" in output([str(bin_folder / "diffrl"), "--help"])
     files = """from diffrl.support.page import static; print(*static('diffrl.augment.label', 'page'))
 from diffrl.images.models.emoji import WEIGHTS, verified
 print(*(len(verified(WEIGHTS / name)) for name in ('tiny-emoji/unet/diffusion_pytorch_model.safetensors',
@@ -39,27 +49,28 @@ print(*(len(verified(WEIGHTS / name)) for name in ('tiny-emoji/unet/diffusion_py
     page, sizes = run(str(bin_folder / "python"), "-c", files, cwd=folder).splitlines()
     assert "index.html" in page
     assert all(int(size) > 10_000 for size in sizes.split())
-    assert "diffusion_ql/maze2d-umaze-v1" in diffrl("train", "list")
     lines = ["task,agent,seed,step,score", *(f"maze2d-umaze-v1,bc,{seed},5,{seed}" for seed in range(2))]
     (folder / "scores.csv").write_text("\n".join(lines))
-    diffrl("report", "--csv=scores.csv", "--out=report")
+    synthetic = ("--width=8", "--blocks=1", "--steps=4", "--batch-size=8", "--sampling-steps=2", "--samples=50")
+    commands: list[tuple[str, ...]] = [
+        ("data", "list", "maze2d"),
+        ("train", "list"),
+        ("report", "--csv=scores.csv", "--out=report"),
+        ("train", "bc/maze2d-umaze-v1", "--steps=5", "--rows=500", "--eval-episodes=1", "--out=run"),
+        ("augment", "synther", "maze2d-umaze-v1", *synthetic, "--rows=500", "--no-report", "--out=more.hdf5"),
+        ("data", "info", "more.hdf5", "--env=none"),
+    ]
+    if images:  # what it says goes to stderr
+        few = ("--queries=16", "--batch=8", "--steps=2", "--eval-samples=8", "--warm-up=0")
+        commands.append(("finetune", *few, "--out=images"))
+    said = output([str(bin_folder / "python"), "-c", CALLS], json.dumps(commands)).split("> ")[1:]
+    data, trainings, *_ = said
+    assert "maze2d-umaze-v1" in data
+    assert "diffusion_ql/maze2d-umaze-v1" in trainings
     assert "CORL" in (folder / "report" / "index.html").read_text()
-    diffrl("train", "bc/maze2d-umaze-v1", "--steps=5", "--rows=500", "--eval-episodes=1", "--out=run")
     assert (folder / "run" / "learning_curve.png").is_file()
-    sizes = (
-        "--width=8",
-        "--blocks=1",
-        "--steps=4",
-        "--batch-size=8",
-        "--sampling-steps=2",
-        "--samples=50",
-        "--rows=500",
-    )
-    diffrl("augment", "synther", "maze2d-umaze-v1", *sizes, "--no-report", "--out=more.hdf5")
-    assert "50" in diffrl("data", "info", "more.hdf5", "--env=none")
+    assert "50" in said[5]
     if images:
-        sizes = ("--queries=16", "--batch=8", "--steps=2", "--eval-samples=8", "--warm-up=0")
-        diffrl("finetune", *sizes, "--out=images")  # what it says goes to stderr
         assert (folder / "images" / "before_after.png").is_file()
 
 

@@ -20,9 +20,10 @@ class Compare:
       diffrl compare runs/IMAGES-1 runs/IMAGES-2 --out page.html
 
     Writes one page that needs no other file, with its picture (PNG) and numbers (CSV) beside it. Of policies: paired
-    differences from the first run, with intervals over start states and over training seeds, and trajectories in a
-    maze; a difference is called more than noise where both intervals leave 0 out. Of image models: reward, held-out
-    reward, divergence, diversity, fidelity; the options below the page's are not theirs.
+    differences from the first run, with intervals over start states, over training seeds and over both, and
+    trajectories in a maze; a difference is called more than noise where the interval over both leaves 0 out. Runs of
+    one origin, as before and after fine-tuning, are compared seed by seed. Of image models: reward, held-out reward,
+    divergence, diversity, fidelity; the options below the page's are not theirs.
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]

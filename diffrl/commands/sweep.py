@@ -39,6 +39,8 @@ Several --set make a grid. A value is what the field of the configuration takes:
 them. The seeds of one setting are one run, trained side by side, unless --separate-seeds. Each run is one process with
 one thread; --set workers=4 gives it more.
 The same --out with other values or seeds adds runs to those that are there, and changes none of them.
+The best of many noisy scores is too high, as it is chosen for its luck, too: train the winner on fresh seeds, and
+take their scores, by diffrl train sweeps/q/NAME/config.yaml --seeds 10 11 12.
 Ctrl-C has the runs save and end."""
 
 
@@ -66,7 +68,8 @@ class Sweep:
     out: Path | None = None
     """The sweep's folder, with a folder of each run in it; there is no default."""
     jobs: Many | None = None
-    """Runs at a time: here by default 1, on a cluster as many as it grants. No result depends on it."""
+    """Runs at a time: here by default 1, on a cluster as many as it grants. No run depends on it; but which settings
+    a search tries does, as with several jobs its sampler proposes before it has heard of those under way."""
     separate_seeds: bool = False
     """Each seed is a run of its own, whose scores are others than in a stack of seeds."""
     dry_run: bool = False
@@ -91,7 +94,8 @@ class Sweep:
     """With --ray: the GPUs that each run takes of a node, such as 0.25; the runs need --set device=cuda."""
     search: Literal["optuna"] | None = None
     """Settings that Optuna's sampler (TPE) proposes, to make the mean over seeds of the last evaluation's score large.
-    By default a grid is run. --set takes ranges, FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, and values."""
+    By default a grid is run. --set takes ranges, FIELD=LOW:HIGH or FIELD=LOW:HIGH:log, and values, of what changes how
+    agents learn. A trial of which a seed diverges counts as the worst."""
     trials: Many | None = None
     """With --search: settings to try in all, by default 20; when going on, another number."""
     search_seed: Seed = 0
@@ -182,7 +186,7 @@ def _perform(folder: Path, place: int) -> int:
 
 def _search(given: Sweep, out: Path) -> int:
     """Do what the options say of a search, a new one or the one in the folder."""
-    from diffrl.runs.sweep import job, plan
+    from diffrl.runs.sweep import job, plan, search
 
     for taken, flag, why in (
         (given.slurm, "--slurm", "it runs on this machine"),
@@ -199,11 +203,10 @@ def _search(given: Sweep, out: Path) -> int:
             raise UserError(
                 f"{out} holds a search: `diffrl sweep --out {typed(out)}` goes on; or choose another --out."
             )
-        from diffrl.runs.sweep import search
-
         found = plan.bases(given.configs, given.agent, given.dataset)
-        wanted = search.asked(found, given.sets, given.seeds, given.search_seed)
-        if plan.read(out) is None:
+        new = plan.read(out) is None
+        wanted = search.asked(found, given.sets, given.seeds, given.search_seed, new)
+        if new:
             plan.refuse_unknown([config.dataset for _, config in found], here=not (given.dry_run or given.status))
     elif given.sets or given.seeds:
         raise _of_nothing(False)
@@ -211,6 +214,8 @@ def _search(given: Sweep, out: Path) -> int:
         if wanted is not None and plan.read(out) is None:
             raise UserError("Which settings a new search will try is known as it goes: --dry-run lists those it has.")
         return job.show(out) if given.status else job.list_runs(out, None)
+    if wanted is not None and plan.read(out) is None:
+        search.refuse_unscored(wanted)
     return job.run_search(out, wanted, given.trials, given.jobs or 1)
 
 

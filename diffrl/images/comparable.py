@@ -38,6 +38,8 @@ def _require_its_checkpoints(run: FinetuneRun) -> None:
     before, now = run.about().get(TRAINED_BY), run.trained_by
     if not isinstance(before, dict):
         return
+    before = {"lora_alpha": None, **before}  # left out where it is not set
+    now = {"lora_alpha": None, **now}
     if changes := [name for name in now if before.get(name, now[name]) != now[name]]:
         said = joined([f"{name}: {_said(now[name])} (before: {_said(before[name])})" for name in changes])
         raise UserError(f"{run.path} cannot go on with {said}. {_way_out(run, 'Put it back', before.get('lora', 0))}")

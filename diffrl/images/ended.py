@@ -6,7 +6,8 @@ from pathlib import Path
 from diffrl.images.config.base import CONFIG
 from diffrl.images.model import NotFinite
 from diffrl.images.run import FILES, FinetuneRun
-from diffrl.images.samples import LostProcess, RunState
+from diffrl.images.samples import RunState
+from diffrl.images.world import LostProcess
 from diffrl.support import failure
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError, counted

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from diffrl.diffusion import Denoise
-from diffrl.images.model import Condition, NotFinite
+from diffrl.images.model import Condition, NotFinite, loss_guidance
 from diffrl.images.rewards import Reward
 from diffrl.images.run import FinetuneRun
 from diffrl.images.samples import (
@@ -233,6 +233,7 @@ def _kl(setup: Setup, samples: Samples, pair: Callable[[Condition], tuple[Denois
 def reference_error(setup: Setup, samples: Samples) -> Tensor:
     """The frozen model's denoising loss on the images' x_0 (n,), at times and with noise that never change."""
     model = setup.model
+    guidance = loss_guidance(model, setup.config.guidance)
     errors = []
     for part in parts(len(samples), setup.config.micro_batch):
         x0, index = samples.states[-1, part], samples.index[part]
@@ -240,7 +241,7 @@ def reference_error(setup: Setup, samples: Samples) -> Tensor:
         noise = noise_of(model.shape, NOISE_LEVELS, setup.noise_path(PROBE_NOISE), index, model.device)
         t = times_of(setup, NOISE_LEVELS, index, PROBE_TIMES)
         each = [
-            denoising_errors(model, condition, x0, t[level], noise[level], reference=True)
+            denoising_errors(model, condition, x0, t[level], noise[level], reference=True, guidance=guidance)
             for level in range(NOISE_LEVELS)
         ]
         errors.append(torch.stack(each).mean(0))

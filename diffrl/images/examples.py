@@ -6,10 +6,10 @@ A folder is laid out as Hugging Face's imagefolder: files, and a `metadata.jsonl
     {"frames": ["b/0.png", "b/1.png"], "text": "a cube falls"}                       a video, frame by frame
     {"file_name_w": "c/1.png", "file_name_l": "c/2.png", "text": "a red cube"}       a pair: the preferred, the other
 
-`control` and `reference` are optional, but either all examples of a folder have one or none has; a model reads those
-that it has a use for. Names are relative to the folder. In place of file_name_w and file_name_l, `preferred` and
-`rejected` are understood. Images of any size are scaled and cropped, about their centre, to the size that is asked for;
-transparency shows white.
+`control` and `reference`, of pairs too, are optional, but either all examples of a folder have one or none has; a model
+reads those that it has a use for. Names are relative to the folder. In place of file_name_w and file_name_l,
+`preferred` and `rejected` are understood. Images of any size are scaled and cropped, about their centre, to the size
+that is asked for; transparency shows white.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,11 +42,13 @@ class ImageBatch(NamedTuple):
 
 
 class ImagePairBatch(NamedTuple):
-    """B pairs of one prompt each: the preferred images and the others, (B, C, H, W) in [0, 1]."""
+    """B pairs of one prompt each: the preferred images and the others, (B, C, H, W) in [0, 1], and extras."""
 
     images_w: Tensor
     images_l: Tensor
     prompts: list[str]
+    extras: dict[str, Tensor]
+    """The images beside a pair, by name, each (B, C, H, W) in [0, 1]."""
 
 
 class ImageSource(Protocol):
@@ -96,16 +98,8 @@ class Examples:
             where = f"{self.folder / METADATA}, line {line}"
             self._images.append(self._files(row, where))
             self.prompts.append(_text(row, where, required=frames == 0 or not reference))
-            for name in extras:
-                if row.get(name) is not None:
-                    self._extras.setdefault(name, []).append(_file(self.folder, row[name], name, where))
-                    named.setdefault(name, []).append(line)
-        for name, lines in named.items():
-            if len(lines) < len(self):
-                raise DataError(
-                    f"{self.folder / METADATA}: {len(lines)} of {len(self)} examples have a {name!r} image, line "
-                    f"{lines[0]} for one; give it to all of them or to none."
-                )
+            _add_extras(self._extras, named, self.folder, row, extras, line)
+        _check_extras(named, self.folder, len(self))
         if frames > 0 and reference:
             self._extras.setdefault("reference", [files[0] for files in self._images])
 
@@ -129,7 +123,7 @@ class Examples:
     @property
     def metadata(self) -> list[dict[str, str]]:
         """The files of what stands beside each example, as `extras_of` reads them."""
-        return [{name: str(files[i]) for name, files in self._extras.items()} for i in range(len(self))]
+        return _metadata(self._extras, len(self))
 
     def batch(self, index: Tensor) -> ImageBatch:
         """The examples of an index (B,) of integers; float32, on the CPU."""
@@ -147,11 +141,15 @@ class Examples:
 class ImagePairs:
     """Preference pairs of a folder, for offline Diffusion-DPO; arguments and errors are those of `Examples`."""
 
-    def __init__(self, folder: Path | str, size: tuple[int, int], *, channels: int = 3) -> None:
+    def __init__(
+        self, folder: Path | str, size: tuple[int, int], *, channels: int = 3, extras: Sequence[str] = EXTRAS
+    ) -> None:
         self.folder, self.size, self.channels = Path(folder), size, channels
         _check_format(size, channels)
         self._files: list[tuple[Path, Path]] = []
         self.prompts: list[str] = []
+        self._extras: dict[str, list[Path]] = {}
+        named: dict[str, list[int]] = {}
         for line, row in metadata_rows(self.folder):
             where = f"{self.folder / METADATA}, line {line}"
             w, l = (  # noqa: E741
@@ -160,9 +158,16 @@ class ImagePairs:
             )
             self._files.append((w, l))
             self.prompts.append(_text(row, where, required=True))
+            _add_extras(self._extras, named, self.folder, row, extras, line)
+        _check_extras(named, self.folder, len(self))
 
     def __len__(self) -> int:
         return len(self._files)
+
+    @property
+    def metadata(self) -> list[dict[str, str]]:
+        """The files of what stands beside each pair, as `extras_of` reads them."""
+        return _metadata(self._extras, len(self))
 
     def batch(self, index: Tensor) -> ImagePairBatch:
         """The pairs of an index (B,) of integers; float32, on the CPU."""
@@ -170,7 +175,11 @@ class ImagePairs:
         w, l = (  # noqa: E741
             torch.stack([read_image(self._files[i][side], self.size, self.channels) for i in chosen]) for side in (0, 1)
         )
-        return ImagePairBatch(w, l, [self.prompts[i] for i in chosen])
+        extras = {
+            name: torch.stack([read_image(files[i], self.size, self.channels) for i in chosen])
+            for name, files in self._extras.items()
+        }
+        return ImagePairBatch(w, l, [self.prompts[i] for i in chosen], extras)
 
 
 class Digits:
@@ -213,9 +222,19 @@ def folder_examples(folder: str, model: ImageModel) -> Examples:
 
 
 def folder_pairs(folder: Path, model: ImageModel) -> ImagePairs:
-    """The pairs of a folder at the model's size."""
+    """The pairs of a folder at the model's size, with the images beside them that the model takes.
+
+    Raises DataError where these are missing.
+    """
     *_, c, h, w = image_shape(model)
-    return ImagePairs(folder, (h, w), channels=c)
+    pairs = ImagePairs(folder, (h, w), channels=c, extras=model.extras)
+    for name in model.extras:
+        if not all(name in of for of in pairs.metadata):
+            raise DataError(
+                f"{folder / METADATA} names no {name!r} images, and the model needs one beside each pair: lines "
+                f'such as {{"file_name_w": "1.png", "file_name_l": "2.png", "text": "a cat", "{name}": "3.png"}}.'
+            )
+    return pairs
 
 
 def extras_of(
@@ -269,6 +288,37 @@ def read_image(file: Path, size: tuple[int, int], channels: int = 3) -> Tensor:
 def _check_format(size: tuple[int, int], channels: int) -> None:
     if channels not in (1, 3) or min(size) < 1:
         raise ValueError(f"need a size of at least 1x1 and 1 or 3 channels, got {size} and {channels}")
+
+
+def _add_extras(
+    files: dict[str, list[Path]],
+    lines: dict[str, list[int]],
+    folder: Path,
+    row: Mapping[str, Any],
+    names: Sequence[str],
+    line: int,
+) -> None:
+    """Add the files that a row names under `names` to those of each name, and the row's line to `lines`."""
+    for name in names:
+        if row.get(name) is not None:
+            where = f"{folder / METADATA}, line {line}"
+            files.setdefault(name, []).append(_file(folder, row[name], name, where))
+            lines.setdefault(name, []).append(line)
+
+
+def _check_extras(lines: Mapping[str, list[int]], folder: Path, n: int) -> None:
+    """Raise DataError where some of n examples have an image beside them, in these lines, and some have not."""
+    for name, having in lines.items():
+        if len(having) < n:
+            raise DataError(
+                f"{folder / METADATA}: {len(having)} of {n} examples have a {name!r} image, line {having[0]} for one; "
+                "give it to all of them or to none."
+            )
+
+
+def _metadata(extras: Mapping[str, Sequence[Path]], n: int) -> list[dict[str, str]]:
+    """The files beside each of n examples, by name."""
+    return [{name: str(files[i]) for name, files in extras.items()} for i in range(n)]
 
 
 def _value(row: Mapping[str, Any], key: str, where: str) -> Any:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from diffrl.images import comparable, ended, rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
-from diffrl.images.algorithms.base import Metrics
+from diffrl.images.algorithms.base import PARAMETER, Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled, training_loss
 from diffrl.images.examples import extras_of
 from diffrl.images.model import image_shape
 from diffrl.images.models import model_of
+from diffrl.images.models.adapters import adapted_layers
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.rewards.base import check_prompts, parts_of
 from diffrl.images.rewards.human import Human
@@ -38,11 +39,12 @@ from diffrl.images.run import (
     write_model,
 )
 from diffrl.images.run_prompts import prompts_of_run
-from diffrl.images.samples import LostProcess, RunState, Setup, World, chain_of
+from diffrl.images.samples import RunState, Setup, chain_of
 from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
 from diffrl.images.stored import FILES_OF_REWARDS, MEASURED_BY, TRAINED_BY, as_written, changed, files_of, written
 from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
+from diffrl.images.world import LostProcess, World
 from diffrl.support import failure, schema
 from diffrl.support import folder as folders
 from diffrl.support.console import console, work
@@ -160,7 +162,8 @@ class _Session:
                     as_written(asked, self.files)
                 self.rewarded = None if config.scored_by is None else written(config.scored_by, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
-            model = model_of(config, device, quiet)  # after the rewards: what is wrong with one is said at once
+            # After the rewards: what is wrong with one is said at once.
+            model = model_of(config, device, quiet, _adapted(resumed))
             self.classifier = _classifier(config)
         prompts = prompts_of_run(config, model, base_of(config.model))
         for asked in (reward, self.held_out):
@@ -473,6 +476,14 @@ def _waiting_for(world: World) -> Iterator[None]:
     yield
     if world.main:
         world.barrier()
+
+
+def _adapted(resumed: FinetuneRun | None) -> tuple[str, ...] | None:
+    """The layers that the adapters of a run that goes on are on, by its checkpoint: other versions chose others."""
+    if resumed is None or not resumed.config.lora or resumed.config.builtin or not checkpoint.steps(resumed.path):
+        return None
+    tensors = checkpoint.load_latest(resumed.path)[0].tensors
+    return adapted_layers(name.removeprefix(PARAMETER) for name in tensors if name.startswith(PARAMETER))
 
 
 def _classifier(config: FinetuneConfig) -> IndependentClassifier | None:

@@ -70,6 +70,15 @@ class ImageModel(Protocol):
         """Write what was trained into `folder` (it exists), so that plain diffusers or peft loads it."""
 
 
+def loss_guidance(model: ImageModel, guidance: float) -> float:
+    """The number that a denoising loss tells a model that is sampled with `guidance`.
+
+    The same, where guidance is an input of the network (FLUX.1-dev), which is another model at each; else 1: the
+    network's own answer is what classifier-free guidance is made of.
+    """
+    return guidance if getattr(model, "guidance_is_input", False) else 1.0
+
+
 @torch.no_grad()
 def image_shape(model: ImageModel) -> tuple[int, ...]:
     """The shape of one image that the model makes: (C, H, W); of a video (F, C, H, W)."""

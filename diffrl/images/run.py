@@ -129,7 +129,8 @@ class FinetuneRun:
     def trained_by(self) -> dict[str, Any]:
         """The settings of which its checkpoints are."""
         values = plain(self.config, self.path)
-        return {name: list(of) if isinstance(of := values.get(name), tuple) else of for name in stored.TRAINING}
+        named = {name: list(of) if isinstance(of := values.get(name), tuple) else of for name in stored.TRAINING}
+        return {name: of for name, of in named.items() if name != "lora_alpha" or of is not None}
 
     def warnings(self) -> list[str]:
         """Sentences on signs that the reward has been hacked: see `images.signs`."""

@@ -8,6 +8,9 @@ from diffrl.images.models.pipelines import PipelineModel, PixelModel
 from diffrl.images.samples import Prompts, conditions, plain, prompts_of
 from diffrl.support.errors import UserError
 
+OF = ("data", "pairs")
+"""The options that name folders whose prompts may be a run's."""
+
 
 def prompts_of_run(config: FinetuneConfig, model: ImageModel, base: str | None) -> Prompts:
     """The prompts of --prompts; else those of the images or pairs; else a built-in model's classes, or the empty prompt
@@ -15,14 +18,16 @@ def prompts_of_run(config: FinetuneConfig, model: ImageModel, base: str | None) 
 
     base: the built-in model that it is or began as. All are encoded once, so that a bad one is found before training.
     """
+    pairs = folder_pairs(config.pairs, model) if isinstance(config, DPOConfig) and config.pairs is not None else None
     if config.prompts is not None:
         texts, metadata = read_prompts(config.prompts, files=model.extras)
         prompts = Prompts(tuple(texts), tuple(metadata))
     elif isinstance(config, SupervisedConfig | ReFLConfig) and config.data not in (None, "digits"):
         examples = folder_examples(config.data, model)
         prompts = Prompts(tuple(examples.prompts), tuple(examples.metadata))
-    elif isinstance(config, DPOConfig) and config.pairs is not None:
-        prompts = plain(list(dict.fromkeys(folder_pairs(config.pairs, model).prompts)))
+    elif pairs is not None:
+        each = {(text, *of.values()): (text, of) for text, of in zip(pairs.prompts, pairs.metadata, strict=True)}
+        prompts = Prompts(tuple(text for text, _ in each.values()), tuple(of for _, of in each.values()))
     elif base is not None:
         prompts = plain(prompts_of(base))
     elif isinstance(config, SupervisedConfig) or (isinstance(model, PixelModel) and model.classes is None):
@@ -31,9 +36,12 @@ def prompts_of_run(config: FinetuneConfig, model: ImageModel, base: str | None) 
         raise UserError(f"Which prompts? {config.model} needs --prompts FILE, one a line.")
     for name in model.extras:
         if not all(entry.get(name) for entry in prompts.metadata):
+            source = next(
+                (f", or --{option} whose {METADATA} names them" for option in OF if hasattr(config, option)), ""
+            )
             raise UserError(
                 f"{config.model} needs a {name!r} image beside each prompt: give --prompts FILE.jsonl with lines such "
-                f'as {{"prompt": "a cat", "{name}": "1.png"}}, or --data whose {METADATA} names them.'
+                f'as {{"prompt": "a cat", "{name}": "1.png"}}{source}.'
             )
     if not model.extras:
         _check_each(config, model, prompts)

@@ -1,25 +1,24 @@
-"""What a run samples: of which prompts, in which process, with whose noise, by which chain."""
+"""What a run samples: of which prompts, with whose noise, by which chain."""
 
-import contextlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl.diffusion import Denoise, denoising_loss
 from diffrl.diffusion.chain import DenoisingChain
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.emoji_words import PROMPTS as EMOJI
 from diffrl.images.examples import extras_of
-from diffrl.images.model import Condition, ImageModel, Tuned, decoded, image_shape
+from diffrl.images.model import Condition, ImageModel, decoded, image_shape, loss_guidance
 from diffrl.images.rewards.base import Reward, answer, answer_parts, grouped, parts_of
 from diffrl.images.rewards.human import Human
 from diffrl.images.rewards.scaled import ScaledSum
-from diffrl.support.errors import UserError, out_of_memory
+from diffrl.images.world import World
+from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 
 # What random numbers are for: the second entry of a generator's path, after the run's seed. Paths of one purpose must
@@ -66,145 +65,6 @@ def plain(texts: Sequence[str]) -> Prompts:
 def prompts_of(base: str | None) -> Sequence[str]:
     """The prompts of a built-in model: one a class."""
     return EMOJI if base == "tiny-emoji" else [str(digit) for digit in range(10)]
-
-
-# --- In which process ----------------------------------------------------------------------------------------------
-
-
-class World:
-    """The processes of a run, each with its share of every round's units; one process by default.
-
-    All random numbers belong to a sample and not to a process, and gradients are sums over samples: so the number of
-    processes changes a run by rounding alone.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.device = torch.device(device)
-        self._accelerator: Any = None
-        if self.size > 1:
-            try:
-                from accelerate import Accelerator
-            except ImportError as error:
-                raise UserError("Several processes need accelerate: pip install 'diffrl[images]'.") from error
-            self._accelerator = Accelerator(cpu=self.device.type == "cpu")
-            self.device = self._accelerator.device
-
-    @property
-    def main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
-        return self.rank == 0
-
-    def share(self, n: int) -> Tensor:
-        """The numbers, of n units, of those that are this process's: every size-th."""
-        return torch.arange(self.rank, n, self.size)
-
-    def merge(self, values: Tensor, index: Tensor, n: int) -> Tensor:
-        """The values (n, ...) of all units, from each process's own at `index`; the same on all processes."""
-        whole = values.new_zeros(n, *values.shape[1:])
-        whole[index.to(values.device)] = values
-        return whole if self.size == 1 else self._sum(whole)
-
-    def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, all of them in one exchange."""
-        tensors = list(tensors)
-        if self.size == 1 or not tensors:
-            return
-        flat = self._sum(torch.cat([tensor.flatten() for tensor in tensors]))
-        start = 0
-        for tensor in tensors:
-            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-            start += tensor.numel()
-
-    def shard(self, tuned: Tuned) -> None:
-        """Share the network's frozen weights out: each process keeps a part, and a block's are together while it runs.
-
-        FSDP2 (`torch.distributed.fsdp.fully_shard`) of all that is not trained; what is, the adapters, every process
-        has whole, and its gradients are summed as ever. From then on all processes must call the network equally often.
-
-        Raises UserError for a model of two networks, each of which is called for some of the rows only.
-        """
-        if hasattr(tuned.network, "transformer_2"):
-            raise UserError(
-                "--shard is for models of one network: Wan 2.2's A14B has two, which processes call unequally often."
-            )
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(self.device.type, (self.size,))
-        network, trained = tuned.network, set(tuned.parameters().values())
-        blocks = [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
-        for module in (*blocks, network):
-            fully_shard(module, mesh=mesh, ignored_params=trained)
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum gradients over the processes; a parameter that had none here takes part as zero."""
-        parameters = list(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
-
-    def union(self, names: Iterable[str]) -> list[str]:
-        """The names that any of the processes has, sorted."""
-        if self.size == 1:
-            return sorted(names)
-        from accelerate.utils import gather_object
-
-        with _together():
-            return sorted(set(gather_object(list(names))))
-
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is true in any of the processes."""
-        count = torch.tensor([float(flag)], device=self.device)
-        self.sum_([count])
-        return bool(count > 0)
-
-    def told(self, text: str) -> str:
-        """The text that the main process passes, in all processes."""
-        if self.size == 1:
-            return text
-        from accelerate.utils import broadcast_object_list
-
-        with _together():
-            result: str = broadcast_object_list([text])[0]
-        return result
-
-    def barrier(self) -> None:
-        """Wait until all processes have come here."""
-        if self._accelerator is not None:
-            with _together():
-                self._accelerator.wait_for_everyone()
-
-    def close(self) -> None:
-        """Leave the group of processes in order."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        with _together():
-            result: Tensor = self._accelerator.reduce(tensor, reduction="sum")
-        return result
-
-
-class LostProcess(UserError):
-    """Another process of the run has ended: what went wrong is said there."""
-
-    exit_code = 1
-
-
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Around an exchange between processes. Raises LostProcess where another one is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        if out_of_memory(error):
-            raise
-        raise LostProcess("Another process of this run has ended, and so this one does.") from error
 
 
 # --- By what and how -----------------------------------------------------------------------------------------------
@@ -260,6 +120,11 @@ class Setup(Generic[Config]):
     def train_guidance(self) -> float:
         """The scale of guidance in training."""
         return self.config.guidance if self.config.train_guidance else 1.0
+
+    @property
+    def loss_guidance(self) -> float:
+        """The scale of guidance in a denoising loss: 1, but where the network is told what it is sampled with."""
+        return loss_guidance(self.model, self.train_guidance)
 
     def generator(self, *path: int) -> torch.Generator:
         """A generator on the CPU, for what `path` numbers."""
@@ -387,8 +252,13 @@ def parts(n: int, size: int) -> Iterator[slice]:
 
 
 def rows(condition: Condition, index: Tensor | slice) -> Condition:
-    """The rows at `index` of a condition: that of some of the samples."""
-    return {name: value[index] for name, value in condition.items()}
+    """The rows at `index` of a condition: that of some of the samples.
+
+    Each entry is indexed where it is: some are on the host while the others are on a GPU.
+    """
+    if isinstance(index, slice):
+        return {name: value[index] for name, value in condition.items()}
+    return {name: value[index.to(value.device)] for name, value in condition.items()}
 
 
 def conditions(model: ImageModel, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Condition:
@@ -415,10 +285,20 @@ def times_of(setup: Setup, draws: int, index: Tensor, *path: int) -> Tensor:
 
 
 def denoising_errors(
-    model: ImageModel, condition: Condition, x0: Tensor, t: Tensor, noise: Tensor, *, reference: bool = False
+    model: ImageModel,
+    condition: Condition,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    reference: bool = False,
+    guidance: float = 1.0,
 ) -> Tensor:
-    """The denoising loss (n,) of states x_0 (n, *shape) at times t (n,) with noise (n, *shape), without guidance."""
-    network = model.network(condition, reference=reference)
+    """The denoising loss (n,) of states x_0 (n, *shape) at times t (n,) with noise (n, *shape).
+
+    guidance: what `loss_guidance` says.
+    """
+    network = model.network(condition, reference=reference, guidance=guidance)
     return denoising_loss(model.prediction, network, x0, t, noise, event_dims=len(model.shape))
 
 

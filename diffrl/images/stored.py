@@ -27,7 +27,7 @@ SAMPLING = ("seed", "eval_samples", "steps", "eta", "guidance", "size", "frames"
 """Those by which two runs of one model are evaluated on other images, besides the prompts."""
 TRAINED_BY = "trained_by"
 """What `run.json` calls the settings of which the run's checkpoints are."""
-TRAINING = ("algo", "lora", "layers")
+TRAINING = ("algo", "lora", "lora_alpha", "layers")
 """These settings: a checkpoint of other ones has other tensors, or what another algorithm made of them."""
 MEASURING = ("model", "adapter", "precision", *SCORED_BY, *SAMPLING)
 """All of them besides the prompts."""
@@ -75,7 +75,9 @@ def digest_of_prompts(config: FinetuneConfig) -> str | None:
         extras = _EXTRAS.get(config.model.partition(":")[0], ())
         prompts = [[row.get("text"), *(row.get(name) for name in extras)] for _, row in metadata_rows(Path(data))]
     elif pairs is not None:
-        prompts = [[text] for text in dict.fromkeys(str(row.get("text")) for _, row in metadata_rows(pairs))]
+        extras = _EXTRAS.get(config.model.partition(":")[0], ())
+        rows = [(str(row.get("text")), *(str(row.get(name)) for name in extras)) for _, row in metadata_rows(pairs)]
+        prompts = [list(row) for row in dict.fromkeys(rows)]
     else:
         return None
     return folder.digest(json.dumps(prompts, sort_keys=True).encode())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from agents import AGENTS
 from diffrl.runs.acting import Actor, Evaluator
+from diffrl.runs.differences import Difference, difference
 from diffrl.runs.diverged import why_short
 from diffrl.runs.policy import load_stack, remarks, tell_remarks
 from diffrl.runs.report import draw_maze, floor_in
@@ -28,15 +29,13 @@ from diffrl.support.machine import settle
 from diffrl.support.names import apart, breakable, with_agents, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 from diffrl.support.seeds import generator_at
-from diffrl.support.statistics import estimate, student_ends
+from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from diffrl.training.logs import returns_of
 from envs.task import Task, benchmark_family, score_word
 
 DRAWN = 4
 """Start states whose trajectories are drawn."""
-CONFIDENCE = 0.95
-"""Of the intervals."""
 
 
 @dataclass(frozen=True)
@@ -69,122 +68,22 @@ class Rolled:
         return returns_of(self.outcomes)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its interval of `CONFIDENCE`; its ends are nan where there is too little to tell."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an interval."""
-        return not np.isnan(self.low)
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return bool(self.low > 0 or self.high < 0)
-
-    def __str__(self) -> str:
-        """For example `+3.1 [1.0, 5.2]`."""
-        ends = f" [{self.low:+.2f}, {self.high:+.2f}]" if self.known else ""
-        return f"{self.mean:+.2f}{ends}"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much more the policies of one run reach than those of another, from the same start states."""
-
-    over_starts: Interval
-    """Of these very policies, over start states: Student's t on the paired differences, each a mean over the seeds."""
-    over_seeds: Interval
-    """Of the methods, over training seeds: Welch's t on the seeds' means; unknown with a single seed."""
-    single: tuple[str, ...] = ()
-    """The names of those of the two runs that have a single seed."""
-    same: int = 0
-    """The start states, where both reach the same return from every one of them; 0: they do not."""
-    common: tuple[int, ...] = ()
-    """The seeds that both have, where these alone are compared: see `common_seeds`."""
-
-    @property
-    def among(self) -> str:
-        """Behind the difference: of which seeds it is; "": of all."""
-        if not self.common:
-            return ""
-        which = "seed" if len(self.common) == 1 else "seeds"
-        return f" over {which} {joined([*map(str, self.common)])}, which both have: the runs are of one origin"
-
-    @property
-    def starts(self) -> str:
-        """The interval over start states, or why there is none."""
-        return str(self.over_starts) if self.over_starts.known else "unknown: one start state"
-
-    @property
-    def seeds(self) -> str:
-        """The interval over training seeds, or why there is none."""
-        return str(self.over_seeds) if self.over_seeds.known else f"unknown: {self._lone}"
-
-    @property
-    def _lone(self) -> str:
-        return "one seed in common" if self.common else f"one seed of {joined(self.single)}"
-
-    @property
-    def verdict(self) -> str:
-        """Whether the difference is more than noise: a sentence or two.
-
-        It is only where both intervals leave 0 out. All seeds share the start states, so that an interval over seeds
-        alone takes what these few states have in common for what the methods do.
-        """
-        if self.same:
-            which = "every start state" if self.same > 1 else "the one start state"
-            return f"No difference at all: the same return from {which}."
-        if not self.over_starts.known:
-            return "No verdict: one start state does not tell how far others would differ (--episodes N)."
-        by = ((self.over_seeds, "another training seed"), (self.over_starts, "other start states"))
-        noise = [what for interval, what in by if interval.known and not interval.beyond_noise]
-        of_methods = "" if self.over_seeds.known else f" With {self._lone} it"
-        if noise:
-            differ = " (These very policies do differ, over start states.)" * self.over_starts.beyond_noise
-            silent = of_methods and f"{of_methods} says nothing of the methods."
-            return f"Not more than noise: {' or '.join(noise)} might explain it.{differ}{silent}"
-        if of_methods:
-            return f"These very policies differ by more than other start states might explain.{of_methods} is no " + (
-                "verdict on the methods."
-            )
-        sign = "better" if self.over_seeds.mean > 0 else "worse"
-        return f"More than noise: {sign} by more than another training seed or other start states might explain."
-
-
-def difference(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], names: tuple[str, str] = ("the one", "the other")
-) -> Difference:
-    """How much more ours (S, E) are than theirs (S', E), of E start states in the same order. names: of the two."""
-    paired = ours.mean(0) - theirs.mean(0)
-    single = tuple(name for name, values in zip(names, (ours, theirs), strict=True) if len(values) == 1)
-    same = 0 if paired.any() else len(paired)
-    return Difference(_student(paired), _welch(ours.mean(1), theirs.mean(1)), single, same)
-
-
 def compared(ours: Rolled, theirs: Rolled, task: Task, names: tuple[str, str]) -> Difference:
     """How much more one run reaches than another, of the seeds by which they compare. names: of the two."""
     common = common_seeds(ours, theirs)
-    found = difference(_scored(ours, task, common), _scored(theirs, task, common), names)
-    return replace(found, common=common)
+    return difference(_scored(ours, task, common), _scored(theirs, task, common), names, common)
 
 
 def common_seeds(one: Rolled, other: Rolled) -> tuple[int, ...]:
-    """The seeds that both of two runs have, where others would be taken for a gain or a loss; (): all are compared.
+    """The seeds that both of two runs have, where each is to be compared with itself; (): all are, as two groups.
 
-    They would where one run was made from the other, as by fine-tuning, or both from a third: then a seed of the one
-    began as the same seed of the other, and how seeds differ among themselves is not what was made of them.
+    They are where one run was made from the other, as by fine-tuning, or both from a third: then a seed of the one
+    began as the same seed of the other, and how seeds differ among themselves is not what was made of them. Seeds that
+    have but their number in common are two groups: see `diffrl.runs.differences`.
     """
-    seeds, others = one.run.config.seeds, other.run.config.seeds
-    common = tuple(seed for seed in seeds if seed in others)
-    if set(seeds) == set(others) or not common:
-        return ()
-    return common if set(_lineage(one)) & set(_lineage(other)) else ()
+    others = other.run.config.seeds
+    common = tuple(seed for seed in one.run.config.seeds if seed in others)
+    return common if common and set(_lineage(one)) & set(_lineage(other)) else ()
 
 
 def _lineage(rolled: Rolled) -> list[str]:
@@ -207,26 +106,6 @@ def _lineage(rolled: Rolled) -> list[str]:
                 break
             run = Run.read(here)
     return found
-
-
-def _student(values: NDArray[np.float64]) -> Interval:
-    n = len(values)
-    error = values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return _interval(float(values.mean()), float(error), n - 1)
-
-
-def _welch(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Interval:
-    mean = float(ours.mean() - theirs.mean())
-    if min(len(ours), len(theirs)) < 2:
-        return Interval(mean, np.nan, np.nan)
-    a, b = (values.var(ddof=1) / len(values) for values in (ours, theirs))
-    spread = a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1)
-    freedom = (a + b) ** 2 / spread if spread > 0 else len(ours) + len(theirs) - 2
-    return _interval(mean, float(np.sqrt(a + b)), float(freedom))
-
-
-def _interval(mean: float, error: float, freedom: float) -> Interval:
-    return Interval(mean, *student_ends(mean, error, freedom, CONFIDENCE))
 
 
 # --- rolled out -----------------------------------------------------------------------------------------------------
@@ -280,7 +159,8 @@ def compare(
             found = compared(other, rolled[0], task, names)
             less = f"{names[0]} - {names[1]}: {found.over_starts.mean:+.2f}{found.among}. {found.verdict}"
             console.print(less, markup=False)
-            for over, interval in (("start states", found.starts), ("training seeds", found.seeds)):
+            overs = ("seeds and start states", found.both), ("start states", found.starts), ("seeds", found.seeds)
+            for over, interval in overs:
                 console.print(f"  95 % interval over {over}: {interval}", markup=False, highlight=False)
     return written
 
@@ -362,9 +242,10 @@ def lengths(rolled: Sequence[Rolled], names: Sequence[str], which: str) -> str:
 
 
 def _scored(rolled: Rolled, task: Task, seeds: Sequence[int] = ()) -> NDArray[np.float64]:
-    """Returns (S, E), or scores x100 where the task has references. seeds: whose; (): of all."""
+    """Returns (S, E), or scores x100 where the task has references. seeds: whose, in this order; (): of all."""
     scores: NDArray[np.float64] = task.score(rolled.outcomes) if task.reference else rolled.returns
-    return scores[[i for i, seed in enumerate(rolled.run.config.seeds) if not seeds or seed in seeds]]
+    places = rolled.run.config.seeds
+    return scores[[places.index(seed) for seed in seeds or places]]
 
 
 # --- shown ----------------------------------------------------------------------------------------------------------
@@ -423,11 +304,10 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
         if one is not first:
             found = compared(one, first, task, (label, labels[0]))
             both = f"{breakable(label)} − {breakable(labels[0])}"
-            unknown = f"unknown: one seed of {joined([breakable(lone) for lone in found.single])}"
-            seeds = found.seeds if found.over_seeds.known or found.common else unknown
+            shown = replace(found, single=tuple(breakable(lone) for lone in found.single))  # HTML
             several.append(
                 f"<tr><td><b>{both}</b>{found.among}<br>{html.escape(found.verdict)}</td>"
-                f"<td class=n>{found.starts}</td><td class=n>{seeds}</td></tr>"
+                f"<td class=n>{shown.both}</td><td class=n>{shown.starts}</td><td class=n>{shown.seeds}</td></tr>"
             )
     caveat = ""
     if task.scored_by_success and not task.comparable:
@@ -440,7 +320,7 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
     if task.fidelity:
         caveat += f" {html.escape(task.fidelity)}"
     if len(rolled) > 2:
-        caveat += f" Each of the {len(rolled) - 1} intervals is of 95 % by itself."
+        caveat += f" Each of the {len(rolled) - 1} differences has intervals of 95 % by itself."
     if differ := lengths(rolled, names, which):
         caveat += f" {html.escape(differ)}"
     if shared:
@@ -455,11 +335,14 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
 where policies draw alike.{caveat}</p>
 <table><tr><th>run</th><th class=n>{what}, ± standard error</th><th class=n>median</th></tr>{"".join(rows)}</table>
 <h2>Differences, with intervals of 95 %</h2>
-<table><tr><th>difference</th><th class=n>over start states, of these policies</th>
-<th class=n>over training seeds, of the methods</th></tr>{"".join(several)}</table>
-<p class=about>Over start states: Student's t on paired differences. Over training seeds: Welch's t on the seeds'
-means. More than noise: both leave 0 out. Runs of one origin, of which one was made from the other or both from a
-third, differ by what became of the seeds that both have.</p>
+<table><tr><th>difference</th><th class=n>over seeds<br>and start states</th><th class=n>over start<br>states alone</th>
+<th class=n>over training<br>seeds alone</th></tr>{"".join(several)}</table>
+<p class=about>More than noise: the first interval leaves 0 out. It is of the methods, and allows for other training
+seeds and other start states at once (crossed random effects, with Satterthwaite's degrees of freedom). The others tell
+which of both the noise comes from. Over start states, of these very policies: Student's t on paired differences. Over
+training seeds, from these very states: Welch's t on the seeds' means, as of two groups, also where both runs have seeds
+of the same numbers. Runs of one origin, of which one was made from the other or both from a third, differ by what
+became of the seeds that both have: Student's t on the differences of each seed.</p>
 <img src="data:image/png;base64,{image}" alt="what the policies did">
 </body></html>
 """

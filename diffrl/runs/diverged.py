@@ -15,7 +15,7 @@ _SAID = re.compile(r"Step (?P<step>\d+): (?P<why>.*?)\.? Training has diverged")
 
 def diverged(run: Run) -> str:
     """A sentence or two where a run has diverged, or some of its seeds; else ""."""
-    return wholly(run) or _partly(run)
+    return wholly(run) or partly(run)
 
 
 def wholly(run: Run) -> str:
@@ -31,7 +31,7 @@ def wholly(run: Run) -> str:
     return f"The run diverged at step {int(found['step']):,}: {found['why']}.{last}"
 
 
-def _partly(run: Run) -> str:
+def partly(run: Run) -> str:
     """A sentence where some seeds have diverged while others went on; else ""."""
     made = max(checkpoint.steps(run.path), default=None)
     frozen = [] if made is None else _frozen(run, made)
@@ -48,7 +48,7 @@ def why_short(run: Run, newest: bool = True) -> str:
     newest: whether it is shown by its last or best checkpoint; of a step that was asked for, too few are not said. Nor
     are they of a run that has diverged wholly: it has ended.
     """
-    return wholly(run) or " ".join(filter(None, (_partly(run), run.unfinished() if newest else "")))
+    return wholly(run) or " ".join(filter(None, (partly(run), run.unfinished() if newest else "")))
 
 
 def _frozen(run: Run, step: int) -> list[int]:

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal
 
 from diffrl.support.errors import UserError, out_of_memory, said_by
@@ -71,7 +73,7 @@ class Plugin:
         except (Exception, SystemExit) as error:
             if isinstance(error, RuntimeError | MemoryError) and out_of_memory(error):
                 raise
-            raise self.broken(f"{what} fails with {said_by(error)}") from error
+            raise self.broken(f"{what} fails with {said_by(error)}{_where(error)}") from error
 
     def broken(self, why: str) -> UserError:
         """An error that says why the object cannot be used, and whose it is."""
@@ -79,6 +81,16 @@ class Plugin:
             f"The {WHAT[self.group]} {self.name!r} of {self.distribution} ({self.entry.value}) cannot be used: "
             f"{why.rstrip('.')}. Mend, update or uninstall {self.distribution}."
         )
+
+
+def _where(error: BaseException) -> str:
+    """Where in another package's code an error was raised, as " (FILE, line N)"; "" where it was in diffrl's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [Path(__file__).parents[2] / name for name in ("diffrl", "agents", "envs")]
+    last = frames[-1] if frames else None
+    if last is None or last.filename.startswith("<") or any(Path(last.filename).is_relative_to(path) for path in ours):
+        return ""
+    return f" ({last.filename}, line {last.lineno})"
 
 
 def found(group: Group) -> list[Plugin]:

@@ -201,7 +201,8 @@ class StackTrainer(Trainer, Generic[BatchT]):
             self._put_back()
 
     def _refuse(self, metrics: object) -> None:
-        """Raise UserError, naming the learner's class, where what `update` gave are no metrics (S,) by name."""
+        """Raise UserError, naming the learner's class, where what `update` gave are no metrics (S,) by name, or where
+        it has a number of steps and left that at 0."""
         what, S = f"{type(self.learner).__name__}.update gave", self.learner.n_seeds
         if not isinstance(metrics, Mapping):
             raise UserError(f"{what} {type(metrics).__name__}; expected metrics by name, each a tensor ({S},).")
@@ -209,6 +210,12 @@ class StackTrainer(Trainer, Generic[BatchT]):
             if not isinstance(value, Tensor) or value.shape != (S,):
                 found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"as {type(value).__name__}"
                 raise UserError(f"{what} the metric {name!r} {found}; expected a tensor ({S},), a number a seed.")
+        steps = getattr(self.learner, "step", None)
+        if isinstance(steps, Tensor) and not steps.any():
+            raise UserError(
+                f"{type(self.learner).__name__}.update left its `step` at 0: it counts the steps made, which schedules "
+                "and checkpoints go by (self.step += 1)."
+            )
 
     def _put_back(self) -> None:
         for tensor, good, frozen in self._held:

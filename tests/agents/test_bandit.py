@@ -15,7 +15,6 @@ CONFIGS: list[tuple[AgentConfig, float]] = [
     (TD3BC(width=32, **RATES), 0.0),
     (IQL(width=32, lr_decay_steps=0, **RATES), 0.9),
     (EDP(sampling_steps=5, **CHOOSING, **SMALL), 0.15),
-    (EDP(form="x0", sampling_steps=5, **CHOOSING, **SMALL), 0.4),
     (ConsistencyAC(boundaries_end=20, boundaries_steps=300, ema_every=1, ema_rate=0.05, **CHOOSING, **SMALL), 0.0),
     (IDQL(width=32, blocks=1, act_candidates=16, ema_rate=0.02, **RATES), 0.9),
     (QGuidance(guidance_scale=10.0, ema_rate=0.02, **SMALL), 0.0),
@@ -31,7 +30,10 @@ CONFIGS: list[tuple[AgentConfig, float]] = [
 past them, as it may be where the weight on Q is large."""
 
 
-@pytest.mark.parametrize(("config", "near"), CONFIGS, ids=lambda x: x.name if isinstance(x, AgentConfig) else "")
+X0 = pytest.param(EDP(form="x0", sampling_steps=5, **CHOOSING, **SMALL), 0.4, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("config", "near"), [*CONFIGS, X0], ids=lambda x: x.name if isinstance(x, AgentConfig) else "")
 def test_on_a_bandit_the_good_action_is_found(config: AgentConfig, near: float) -> None:
     """After 300 steps, in nine of ten draws; the data hold as many bad ones. Cloning alone has half."""
     agent, g = config.build(3, 2, (0,)), torch.Generator().manual_seed(0)

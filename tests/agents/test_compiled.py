@@ -71,7 +71,8 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
         yield
 
 
-@pytest.mark.parametrize("config", [CLONING, pytest.param(CONFIG, marks=pytest.mark.slow)], ids=lambda c: c.name)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CLONING, CONFIG], ids=lambda c: c.name)
 @pytest.mark.usefixtures("own_cache")
 def test_the_gradients_of_a_compiled_step_are_the_eager_ones(
     config: AgentConfig, capsys: pytest.CaptureFixture[str]

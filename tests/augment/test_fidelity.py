@@ -216,7 +216,14 @@ USELESS: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray]
 }
 
 
-@pytest.mark.parametrize(("make", "says"), USELESS.values(), ids=USELESS)
+QUICK = ("ten rows", "wide Gaussians", "Gaussians of the data's covariance", "copies of a half")
+"""Of the fast tier: one of each fault."""
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in USELESS.items()],
+)
 def test_useless_rows_are_called_what_they_are(parts: Parts, make: Any, says: str, tmp_path: Path) -> None:
     """And in no sentence is there anything to be reassured by."""
     made = from_table(make(table(parts.train).astype(np.float64), np.random.default_rng(1)))
@@ -250,18 +257,19 @@ def test_the_verdict_stands_before_the_table_and_is_no_measures_words(at_floor: 
     assert verdict not in after
 
 
-def test_rows_that_are_good_or_nearly_so_are_not_called_useless(parts: Parts) -> None:
+@pytest.mark.parametrize("kind", [pytest.param("many", marks=pytest.mark.slow), "few", "noisy"])
+def test_rows_that_are_good_or_nearly_so_are_not_called_useless(parts: Parts, kind: str) -> None:
     """Real rows, many and few, and with a fiftieth of each column's deviation of noise added."""
-    rows = table(parts.fresh)
-    noisy = from_table(rows + 0.02 * rows.std(0) * np.random.default_rng(1).standard_normal(rows.shape))
-    for made in (parts.fresh, take(parts.fresh, slice(100)), noisy):
-        for held_out in (parts.held_out, None):
-            report = fidelity(parts.train, made, held_out, dynamics=None)
-            assert uselessness(report) == []
-            assert "Do not train" not in report.verdicts["overall"]
-    assert (
-        fidelity(parts.train, parts.fresh, None, dynamics=None).verdicts["overall"].startswith("No fault found in 1,0")
-    )
+    made = take(parts.fresh, slice(100)) if kind == "few" else parts.fresh
+    if kind == "noisy":
+        rows = table(parts.fresh)
+        made = from_table(rows + 0.02 * rows.std(0) * np.random.default_rng(1).standard_normal(rows.shape))
+    for held_out in (parts.held_out, None):
+        report = fidelity(parts.train, made, held_out, dynamics=None)
+        assert uselessness(report) == []
+        assert "Do not train" not in report.verdicts["overall"]
+    if kind == "many":
+        assert report.verdicts["overall"].startswith("No fault found in 1,0")
 
 
 def test_rows_that_are_steered_may_differ_but_not_be_noise(parts: Parts) -> None:

@@ -50,7 +50,7 @@ def test_a_file_is_judged_as_its_rows_are(folder: Path, tmp_path: Path, capsys: 
     assert verdicts["dynamics"].startswith("Not measured by a simulator: nobody has checked whether the observation of")
 
 
-@pytest.mark.parametrize("mix", ["replace", "append"])
+@pytest.mark.parametrize("mix", [pytest.param("replace", marks=pytest.mark.slow), "append"])
 def test_the_report_is_the_one_of_the_synthesis(folder: Path, tmp_path: Path, mix: str) -> None:
     """The same rows are held out, and real rows before the synthetic ones are none of them."""
     real, out = str(folder / "real.hdf5"), tmp_path / "new.hdf5"

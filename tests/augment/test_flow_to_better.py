@@ -301,6 +301,7 @@ def test_the_loss_drops_conditions_and_guidance_of_none_ignores_them() -> None:
     assert not torch.equal(*(model.sample(c, generator_at(4), sampler, 1.2) for c in (y, other)))
 
 
+@pytest.mark.slow
 def test_with_the_same_start_a_trajectory_goes_on_from_there() -> None:
     """Blocks differ in speed alone; starts are anywhere, also in pairs. A step walks faster, from the same start.
 
@@ -662,6 +663,7 @@ def test_other_preferences_do_not_take_a_trained_model(source: Path, better: Pat
         made(source, tmp_path / "new.hdf5", 81, folder=folder)
 
 
+@pytest.mark.slow
 def test_a_refused_start_is_in_nobodys_way(tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three returns are too few for five blocks. The corrected command gives the file of one that was right at once.
 

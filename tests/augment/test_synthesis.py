@@ -288,6 +288,7 @@ def test_generation_cut_anywhere_gives_the_same_rows(source: Path, tmp_path: Pat
     assert np.array_equal(generate("cut"), straight)  # rows of another seed are not taken for these
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_file(source: Path, tmp_path: Path) -> None:
     """kill -9 in training and in generating."""
     flags = ["--samples", "30000", "--no-report", *FLAGS, "--steps", "500"]

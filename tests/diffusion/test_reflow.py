@@ -267,7 +267,8 @@ def train(net: nn.Module, steps: int, loss: Callable[[], Tensor], rate: float = 
         adam.step()
 
 
-@pytest.mark.parametrize("base", [RF, pytest.param(VP(), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [RF, VP()], ids=str)
 def test_trained_on_a_mixture(base: Process) -> None:
     """1-RF, 2-RF on its pairs (or an exact diffusion's), and one step distilled from 2-RF, 600 steps each.
 

@@ -73,7 +73,8 @@ def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("algo", [*ALGORITHMS])
 def test_every_algorithm_runs(algo: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
-    more = ["--rounds", "2", "--updates", "2"] if algo in ("dpo", "supervised") else []
+    more = ["--updates", "2"] if algo in ("dpo", "nft", "supervised") else []
+    more += ["--rounds", "2"] if algo in ("dpo", "supervised") else []
     size = UNSCORED if algo == "supervised" else SMALL
     assert main(["finetune", "--algo", algo, *size, *more, "--out", "run"]) == 0
     run = quick / "run"
@@ -106,8 +107,13 @@ def test_every_algorithm_runs(algo: str, quick: Path, capsys: pytest.CaptureFixt
     ("words", "whole", "unit"),
     [
         (["--algo", "ddpo-is", *SMALL, "--passes", "2"], 32, "images"),
-        (["--algo", "draft", *SMALL], 32, "images"),
-        (["--algo", "supervised", *UNSCORED, "--rounds", "2", "--updates", "2"], 64, "images"),
+        pytest.param(["--algo", "draft", *SMALL], 32, "images", marks=pytest.mark.slow),
+        pytest.param(
+            ["--algo", "supervised", *UNSCORED, "--rounds", "2", "--updates", "2"],
+            64,
+            "images",
+            marks=pytest.mark.slow,
+        ),
         (["--algo", "dpo", *SMALL, "--rounds", "2", "--updates", "2"], 64, "pairs"),
     ],
 )
@@ -139,6 +145,7 @@ def test_a_reward_that_fails_at_once_leaves_a_folder_for_the_mended_command(
     assert "holds a run already" in fails([*SMALL, "--out", "run"], capsys)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_sum_that_is_held_out_are_shown(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In evaluations, in the table, below the sum that they add up to, and in the comparison's numbers."""
     assert main(["finetune", *SMALL, "--reward", "jpeg", "--held-out", "png + 0.5*digit:8", "--out", "run"]) == 0
@@ -166,23 +173,23 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
 
     The two began anew, as after a kill before the first checkpoint; and when nothing is left to do, nothing is done.
     """
-    options = [*SMALL, "--train-steps", "1", "--kl", "0.01"]
-    assert main(["finetune", *options, "--queries", "64", "--out", "whole"]) == 0
-    assert main(["finetune", *options, "--out", "cut"]) == 0
+    options = [*SMALL, "--batch", "4", "--train-steps", "1", "--kl", "0.01"]
+    assert main(["finetune", *options, "--queries", "16", "--out", "whole"]) == 0
+    assert main(["finetune", *options, "--queries", "8", "--out", "cut"]) == 0
     shutil.rmtree("cut/checkpoints")
-    for queries, sooner in (("16", True), ("32", False)):  # made for 32
+    for queries, sooner in (("4", True), ("8", False)):  # made for 8
         capsys.readouterr()
         assert main(["finetune", "--resume", "cut", "--queries", queries]) == 0
         said = " ".join(capsys.readouterr().err.split())
         assert ("cut was made for 2 rounds, and is to end at 1 now" in said) == sooner
-        assert ("; 1 x 16 images;" in said) == sooner
+        assert ("; 1 x 4 images;" in said) == sooner
         assert ("Resuming after 1 round." in said) != sooner
     shutil.rmtree("cut/model")
     Path("cut/before_after.png").unlink()
     for grid in Path("cut/images").iterdir():
         grid.unlink()  # a user may: it is a picture
     gone = "made again: images/000002.png, model, before_after.png. Gone, and not to be made again, as those rounds' "
-    for more in ([], ["--queries", "64"]):
+    for more in ([], ["--queries", "16"]):
         capsys.readouterr()
         assert main(["finetune", "--resume", "cut", *more]) == 0
         said = " ".join(capsys.readouterr().err.split())
@@ -191,7 +198,7 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
         assert Path("cut/images/000002.png").exists()
         assert Path("cut/model/model_index.json").exists()
         assert Path("cut/before_after.png").exists()
-    said = fails(["--resume", "cut", "--queries", "32"], capsys)
+    said = fails(["--resume", "cut", "--queries", "8"], capsys)
     assert "4 rounds already" in said
     history = [json.loads((quick / run / "evaluations.json").read_text()) for run in ("whole", "cut")]
     assert history[0][-1] | {"seconds": 0} == history[1][-1] | {"seconds": 0}
@@ -203,15 +210,15 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     assert states[0] == states[1]
     rows = [(quick / run / "metrics.csv").read_text().splitlines() for run in ("whole", "cut")]
     assert rows[0] == rows[1]
-    assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 64
+    assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 16
 
 
 def test_layers_are_trained_alone_saved_with_the_rest_and_resumed_to_the_bit(quick: Path) -> None:
     """A checkpoint has them alone; the pipeline that is written has the others as they were."""
-    options = [*SMALL, "--algo", "nft", "--group", "2", "--layers", "time_embedding", "time_emb_proj"]
-    assert main(["finetune", *options, "--queries", "32", "--out", "whole"]) == 0
-    assert main(["finetune", *options, "--queries", "16", "--out", "cut"]) == 0
-    assert main(["resume", "cut", "--steps", "32"]) == 0
+    options = [*SMALL, "--batch", "4", "--algo", "nft", "--group", "2", "--layers", "time_embedding", "time_emb_proj"]
+    assert main(["finetune", *options, "--queries", "8", "--out", "whole"]) == 0
+    assert main(["finetune", *options, "--queries", "4", "--out", "cut"]) == 0
+    assert main(["resume", "cut", "--steps", "8"]) == 0
     whole, cut = final(quick / "whole"), final(quick / "cut")
     assert set(whole) == set(cut)
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -355,10 +362,10 @@ def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
 
 def test_steps_are_what_the_algorithm_counts_in(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images to be scored, or rounds where none are, by `--steps` or by their own name; the other one is refused."""
-    settings: dict[str, Any] = {"model": "tiny-digits", "batch": 16, "steps": 2, "eval_samples": 4, "warm_up": 0}
-    scored = finetune(FinetuneConfig(queries=16, out="scored", **settings), quiet=True)
+    settings: dict[str, Any] = {"model": "tiny-digits", "batch": 4, "steps": 2, "eval_samples": 4, "warm_up": 0}
+    scored = finetune(FinetuneConfig(queries=4, out="scored", **settings), quiet=True)
     read = finetune(FinetuneConfig(algo="supervised", rounds=1, updates=1, out="read", **settings), quiet=True)
-    for run, steps in ((scored, 48), (read, 3)):
+    for run, steps in ((scored, 12), (read, 3)):
         assert resume(run, steps=steps, quiet=True) == run
         assert json.loads((run / "evaluations.json").read_text())[-1]["round"] == 3
     (quick / "policy").mkdir()
@@ -367,17 +374,17 @@ def test_steps_are_what_the_algorithm_counts_in(quick: Path, capsys: pytest.Capt
         for words, told in (
             (["scored", "--rounds", "4"], "runs by the images it scores: give --queries"),
             (["read", "--queries", "64"], "scores no images as it goes on: give --rounds"),
-            (["scored", "--queries", "64", "--steps", "64"], "are the same: give one"),
-            (["scored", "--queries", "16"], "3 rounds already"),
+            (["scored", "--queries", "16", "--steps", "16"], "are the same: give one"),
+            (["scored", "--queries", "4"], "3 rounds already"),
             (["policy", "--queries", "64"], "--queries is for runs of images"),
         ):
             assert told in mistake([*old, *words], capsys)
-    for words, rounds in ((["resume", "scored", "--queries", "64"], 4), (["resume", "read", "--rounds", "4"], 4)):
+    for words, rounds in ((["resume", "scored", "--queries", "16"], 4), (["resume", "read", "--rounds", "4"], 4)):
         assert main(words) == 0
         assert json.loads((quick / words[1] / "evaluations.json").read_text())[-1]["round"] == rounds
 
 
-@pytest.mark.parametrize("algo", ["ddpo-is", "dpo"])
+@pytest.mark.parametrize("algo", ["ddpo-is", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_stable_diffusion_with_lora(algo: str, quick: Path) -> None:
     """A tiny pipeline through DDPO and DPO with adapters: resumed, saved, and loaded by plain diffusers."""
     from diffusers import StableDiffusionPipeline
@@ -408,6 +415,7 @@ def test_stable_diffusion_with_lora(algo: str, quick: Path) -> None:
         assert any(t.shape == value.shape and torch.equal(t, value) for t in matching), name
 
 
+@pytest.mark.slow
 def test_compare_makes_a_page(plain: Path, quick: Path) -> None:
     """Of two runs, with both names, both pictures, and numbers that are those of the runs."""
     assert main(["finetune", *SMALL, "--lr", "1e-2", "--out", "b<c"]) == 0

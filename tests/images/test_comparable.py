@@ -100,6 +100,7 @@ def test_another_algorithm_or_other_layers_are_not_accepted(
     assert Path("run/SHA256SUMS").read_bytes() == sums
 
 
+@pytest.mark.slow
 def test_what_a_run_of_before_was_trained_by_is_not_known(plain: Path, quick: Path) -> None:
     """So that nothing is refused of it, then and later: what its file says may be an edit."""
     shutil.copytree(plain, "run")
@@ -113,6 +114,7 @@ def test_what_a_run_of_before_was_trained_by_is_not_known(plain: Path, quick: Pa
     assert main(["resume", "run", "--accept-changes"]) == 0
 
 
+@pytest.mark.slow
 def test_layers_that_were_not_edited_are_the_same(quick: Path) -> None:
     """A list in the file, and in run.json."""
     assert main(["finetune", *SMALL, "--reward", "jpeg", "--layers", "conv_in", "conv_out", "--out", "run"]) == 0
@@ -121,6 +123,7 @@ def test_layers_that_were_not_edited_are_the_same(quick: Path) -> None:
     assert json.loads(Path("run/run.json").read_text())["trained_by"]["layers"] == ["conv_in", "conv_out"]
 
 
+@pytest.mark.slow
 def test_other_prompts_in_the_same_file_are_seen(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not where the file has only moved, or has them written otherwise; a finished run is shown without it."""
     Path("prompts.txt").write_text("1\n2\n")

@@ -35,6 +35,7 @@ def rows_of(page: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
+@pytest.mark.slow
 def test_the_numbers_have_what_any_evaluation_has(quick: Path) -> None:
     """Also what only later ones have, of silent rounds, and what no table shows, of half precision."""
     Path("rewards.py").write_text(REWARDS)
@@ -91,10 +92,11 @@ def test_a_run_that_ended_early_says_so_and_which_runs_are_in_no_curve(
 
 def test_runs_that_were_evaluated_on_other_images_are_not_called_alike(quick: Path) -> None:
     """Their seeds, numbers of images and prompts are named; of runs that have all these alike nothing is said."""
-    assert main(["finetune", *SMALL, "--queries", "16", "--out", "one"]) == 0
+    few = [*SMALL, "--batch", "4", "--queries", "4"]
+    assert main(["finetune", *few, "--out", "one"]) == 0
     more = {"same": ["--lr", "1e-5"], "seed": ["--seed", "3"], "fewer": ["--eval-samples", "10"]}
     for name, words in more.items():
-        assert main(["finetune", *SMALL, "--queries", "16", *words, "--out", name]) == 0
+        assert main(["finetune", *few, *words, "--out", name]) == 0
 
     def said(*runs: str) -> str:
         assert main(["compare", *runs, "--out", "page.html"]) == 0
@@ -107,9 +109,9 @@ def test_runs_that_were_evaluated_on_other_images_are_not_called_alike(quick: Pa
     assert said("one", "same") == ""
     assert said("one", "seed", "fewer") == "seed: 0, 3 and eval_samples: 20, 10"
     Path("prompts.txt").write_text("1\n2\n")
-    assert main(["finetune", *SMALL, "--queries", "16", "--prompts", "prompts.txt", "--out", "prompts"]) == 0
+    assert main(["finetune", *few, "--prompts", "prompts.txt", "--out", "prompts"]) == 0
     Path("prompts.txt").unlink()  # run.json knows
     assert said("one", "prompts") == "prompts"
     words = ["--rounds", "1", "--updates", "1", "--out", "examples"]
-    assert main(["finetune", "--algo", "supervised", *UNSCORED, *words]) == 0
+    assert main(["finetune", "--algo", "supervised", *UNSCORED, "--batch", "4", *words]) == 0
     assert said("one", "examples") == "", "digits have the same prompts"

@@ -61,6 +61,7 @@ def test_defaults_and_files_mean_what_they_did(old: dict[str, Any], tmp_path: Pa
         "frames": None,
         "shard": False,
         "layers": None,
+        "lora_alpha": None,
         "optimiser": "adamw",
     }  # came later, and are off
     assert now == {name: was[name] for name in now}
@@ -229,6 +230,7 @@ def test_help_shows_the_algorithms_own(
         "prompts",
         "adapter",
         "layers",
+        "lora_alpha",
         "stop_kl",
         "out",
         "kl_target",

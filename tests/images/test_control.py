@@ -56,7 +56,8 @@ def test_a_new_branch_is_the_plain_unet_bit_for_bit(
 ) -> None:
     if kind == "sdxl":
         folder = save_sdxl(tmp_path / "sdxl", size=SIZE)
-    plain, model = load_pipeline(str(folder), lora=None, precision=precision), control(folder, precision=precision)
+    plain = load_pipeline(str(folder), lora=Lora(1), precision=precision)  # frozen, as the controlled one is
+    model = control(folder, precision=precision)
     x, t = draws(2, *model.shape), model.times(10)[3]
     condition = model.conditions(PROMPTS, {"control": pictures(2)})
     own = plain.conditions(PROMPTS)
@@ -178,3 +179,23 @@ def test_what_it_cannot_do_is_said(folder: Path, tmp_path: Path) -> None:
         control(folder, tmp_path)
     with pytest.raises(UserError, match="is no folder"):
         control(folder, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_what_is_frozen_is_in_the_precision_asked_for(folder: Path, tmp_path: Path, adapted: bool) -> None:
+    """The U-Net, the autoencoder and the text encoder; under adapters the branch, too. What is trained is float32."""
+    if adapted:
+        trained = control(folder)
+        stir(trained)
+        trained.save(tmp_path)
+    model = control(folder, tmp_path if adapted else None, lora=Lora(2) if adapted else None, precision="bf16")
+    base: Any = model.base
+    frozen = [model._unet, base.pipeline.vae, base.pipeline.text_encoder]
+    assert {p.dtype for network in frozen for p in network.parameters()} == {torch.bfloat16}
+    branch = model.tuned.network.parameters()
+    assert {p.dtype for p in branch if not p.requires_grad} == ({torch.bfloat16} if adapted else set())
+    assert {p.dtype for p in model.tuned.parameters().values()} == {torch.float32}
+    condition = model.conditions(PROMPTS, {"control": pictures(2)})
+    x, t = draws(2, *model.shape), model.times(10)[3]
+    model.network(condition)(x, t).float().square().mean().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in model.tuned.parameters().values())

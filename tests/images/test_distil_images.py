@@ -200,7 +200,7 @@ def test_an_update_is_adams_step_and_the_average_follows_it() -> None:
     assert float(learner.average["m"]) == pytest.approx(float(average), rel=64 * EPS)
 
 
-@pytest.mark.parametrize("to", ["consistency", "reflow"])
+@pytest.mark.parametrize("to", ["consistency", pytest.param("reflow", marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(quick: Path, to: Any) -> None:
     def made(out: str, steps: int) -> Path:
         config = ImageDistilConfig(teacher="tiny-digits", to=to, steps=steps, **SMALL)

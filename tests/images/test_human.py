@@ -27,7 +27,8 @@ from diffrl.images.rewards import parse, votes_file, votes_model
 from diffrl.images.rewards.human import Human, Vote, quantised, read_votes, write_votes
 from diffrl.images.rewards.votes_model import VotesModel
 from diffrl.images.run import FinetuneRun
-from diffrl.images.samples import Samples, World, score
+from diffrl.images.samples import Samples, score
+from diffrl.images.world import World
 from diffrl.support.errors import UserError
 from diffrl.support.seeds import generator_at
 from tests.browser import CHROMIUM, Browser
@@ -346,6 +347,7 @@ def test_a_person_is_asked_by_default_for_what_a_person_can_do() -> None:
             assert 50 <= choices <= 250, algo
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hardly_learned")
 def test_a_run_goes_on_and_is_made_again(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

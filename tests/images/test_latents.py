@@ -77,14 +77,27 @@ def test_it_is_trained_at_first_use_and_then_read(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.rglob("*.bin"))
 
 
-@pytest.mark.parametrize("part", ["vae_progress", "progress"])
-@pytest.mark.parametrize("at", [2, 3])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, few: pytest.MonkeyPatch) -> Path:
+    """A training of four steps of either part that is not cut."""
+    folder = tmp_path_factory.mktemp("whole") / "tiny"
+    train_latents(folder, vae_steps=4, steps=4)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "at"),
+    [
+        ("vae_progress", 3),
+        ("progress", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("vae_progress", 2), ("progress", 3))),
+    ],
+)
 def test_a_training_that_is_cut_goes_on_bit_for_bit(
-    part: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, at: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From what was kept last of either part: weights, Adam, rates and random numbers. It is then gone."""
     monkeypatch.setattr(training, "KEEP_EVERY", 2)
-    train_latents(tmp_path / "whole", vae_steps=4, steps=4)
 
     def cut(done: int, of: int) -> None:
         if done == at:
@@ -99,8 +112,8 @@ def test_a_training_that_is_cut_goes_on_bit_for_bit(
     train_latents(folder, vae_steps=4, steps=4, **hear)
     assert made[part] == [3, 4]
     assert made["vae_progress"] == ([3, 4] if part == "vae_progress" else [])
-    whole, again = weights(tmp_path / "whole"), weights(folder)
-    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    again = weights(folder)
+    assert all(torch.equal(value, again[name]) for name, value in weights(whole).items())
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
 

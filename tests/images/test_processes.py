@@ -19,7 +19,7 @@ import torch
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.job import _Session
 from diffrl.images.launch import together
-from diffrl.images.samples import LostProcess
+from diffrl.images.world import LostProcess
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Stopped, ended_by_stop, stop_signals
 from tests.images import newer
@@ -178,7 +178,11 @@ def wait_for(*paths: Path) -> None:
     raise AssertionError(f"{paths} never came")
 
 
-@pytest.mark.parametrize("sent", SENT)
+ONE = ("SIGINT to the launcher", "SIGTERM to both")
+"""Of the fast tier: the plainest and the hardest."""
+
+
+@pytest.mark.parametrize("sent", [s if s in ONE else pytest.param(s, marks=pytest.mark.slow) for s in SENT])
 def test_a_signal_ends_every_process_once_and_none_before_it_has_saved(sent: str, tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py"), str(tmp_path)])
@@ -258,10 +262,22 @@ def test_a_signal_of_before_starts_none_of_them(tmp_path: Path) -> None:
     ("first", "second", "code", "said"),
     [
         ("sys.exit(2)", "sys.exit(0)", 2, "ended with code 2; what went wrong is said above"),
-        ("sys.exit(0)", "sys.exit(3)", 1, "ended with code 3; what went wrong is said above"),
+        pytest.param(
+            "sys.exit(0)",
+            "sys.exit(3)",
+            1,
+            "ended with code 3; what went wrong is said above",
+            marks=pytest.mark.slow,
+        ),
         ("sys.exit(0)", "os.kill(os.getpid(), 9)", 1, "ended by SIGKILL, as it is by the system where memory runs out"),
-        ("time.sleep(0.5); sys.exit(1)", "os.kill(os.getpid(), 9)", 1, "One of the processes was ended by SIGKILL"),
-        ("sys.exit(0)", "sys.exit(0)", 0, ""),
+        pytest.param(
+            "time.sleep(0.5); sys.exit(1)",
+            "os.kill(os.getpid(), 9)",
+            1,
+            "One of the processes was ended by SIGKILL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("sys.exit(0)", "sys.exit(0)", 0, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_fails_is_told(first: str, second: str, code: int, said: str, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def finetuned(sd: Path, precision: str, *more: str) -> list[dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_model_that_hardly_moved_measures_is_known_before(sd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """bf16 has three bits fewer than fp16, so its rounding has 8 times the size, and the KL 64 times."""
     runs = {precision: finetuned(sd, precision) for precision in ("fp32", "bf16", "fp16")}

@@ -134,6 +134,7 @@ rank.grouped = True
 SMALL = ["--batch", "40", "--steps", "3", "--eval-samples", "20", "--warm-up", "0", "--micro-batch", "7"]
 
 
+@pytest.mark.slow
 def test_from_the_command_line(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run goes on with its spreads; evaluations report the plain sum."""
     Path("mine.py").write_text(FILE)

@@ -47,7 +47,7 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("place", "rounds", "call", "kept"),
     [
-        ("sampling", 3, 2, 2),
+        pytest.param("sampling", 3, 2, 2, marks=pytest.mark.slow),
         pytest.param("scoring", 3, 1, 2, marks=pytest.mark.slow),
         ("learning", 3, 2, 2),
         pytest.param("evaluating", 0, 1, 0, marks=pytest.mark.slow),

@@ -82,6 +82,7 @@ def test_rewards_of_ones_own_go_on_from_another_directory_under_their_names(
         assert " ".join(capsys.readouterr().err.split()).count("mine.py has changed since the run was last") == times
 
 
+@pytest.mark.slow
 def test_what_has_moved_keeps_its_names(quick: Path) -> None:
     """Of a file and of a server: parts of evaluations, and the spreads of --scale-rewards, are by the names."""
     Path("mine.py").write_text(FUNCTION)

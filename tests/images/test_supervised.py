@@ -70,10 +70,10 @@ def run(model: str, data: Path, out: Path, *, lora: int, rounds: int = 2) -> Pat
 @pytest.mark.parametrize(
     ("kind", "folder", "lora", "saved"),
     [
-        ("", "", 2, "pytorch_lora_weights.safetensors"),
+        pytest.param("", "", 2, "pytorch_lora_weights.safetensors", marks=pytest.mark.slow),
         ("control:", "control", 0, "diffusion_pytorch_model.safetensors"),
         ("reference:", "reference", 2, "pytorch_lora_weights.safetensors"),
-        ("video:", "", 2, "adapter_model.safetensors"),
+        pytest.param("video:", "", 2, "adapter_model.safetensors", marks=pytest.mark.slow),
     ],
 )
 def test_a_folder_of_examples_becomes_a_saved_model(

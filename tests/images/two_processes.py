@@ -18,7 +18,7 @@ from diffrl.images.model import Tuned
 def settings_of(algo: str, model: str, shard: bool) -> dict[str, Any]:
     """Of tiny-digits; or of a tiny pipeline with adapters, where two rewards are brought to one size."""
     if model == "tiny-digits":
-        return {"steps": 3, "batch": 24, "queries": 24, "eval_samples": 21, "kl": 0.01 if algo == "ddpo-is" else None}
+        return {"steps": 3, "batch": 12, "queries": 12, "eval_samples": 5, "kl": 0.01 if algo == "ddpo-is" else None}
     return {
         "prompts": Path(model) / "prompts.txt",
         "lora": 2,

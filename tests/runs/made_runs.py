@@ -1,6 +1,7 @@
-"""Small runs for tests: any agent's, written without training, as initialised; and trained for 20 steps."""
+"""Small runs for tests: any agent's, written without training, as initialised; trained for 20 steps; and spoilt."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diffrl.data.preprocessing import Normaliser, Preprocessing
 from diffrl.runs.config import TrainConfig
 from diffrl.runs.policy import build_agent
 from diffrl.runs.run import Run
+from diffrl.support import folder
 from diffrl.training import checkpoint
 from diffrl.training.logs import Scores
 from envs.task import Task
@@ -83,3 +85,12 @@ def observations_of(run: Path, rows: int = 6) -> np.ndarray:
     """Some observations for a run's policy, (rows, O)."""
     size = Run.read(run).observation_size
     return np.random.default_rng(0).uniform(0.5, 2, (rows, size)).astype(np.float32)
+
+
+def frozen_in(path: Path, step: int) -> None:
+    """Have the checkpoint of a run say that its second seed stands still."""
+    at = checkpoint.folder(path, step)
+    state = json.loads((at / "state.json").read_text())
+    assert state["frozen"] == []
+    (at / folder.SUMS).unlink()
+    (at / "state.json").write_text(json.dumps(state | {"frozen": [1]}))

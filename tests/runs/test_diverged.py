@@ -1,7 +1,6 @@
 """A run that diverged is called so wherever it is shown: real runs, whose losses leave the numbers' range."""
 
 import dataclasses
-import json
 from pathlib import Path
 from shutil import copytree
 
@@ -15,11 +14,10 @@ from diffrl.runs.run import Run
 from diffrl.runs.study.policies import Policies
 from diffrl.runs.study.scores import Scores
 from diffrl.runs.study.summary import Summary
-from diffrl.support import failure, folder
+from diffrl.support import failure
 from diffrl.support.errors import UserError
-from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
-from tests.runs.made_runs import trained_run
+from tests.runs.made_runs import frozen_in, trained_run
 
 
 def cloning(learning_rate: float = 3e-4) -> DiffusionBC:
@@ -95,15 +93,6 @@ def test_what_a_run_got_over_is_not_said(runs: Path, tmp_path: Path) -> None:
     assert diverged(Run.read(failed)) == ""
     left_out = Scores.of_runs([runs / "well", failed]).left_out
     assert left_out == (f"Left out: {failed} has no evaluations: it failed: No space.",)
-
-
-def frozen_in(path: Path, step: int) -> None:
-    """Have the checkpoint of a run say that its second seed stands still."""
-    at = checkpoint.folder(path, step)
-    state = json.loads((at / "state.json").read_text())
-    assert state["frozen"] == []
-    (at / folder.SUMS).unlink()
-    (at / "state.json").write_text(json.dumps(state | {"frozen": [1]}))
 
 
 FROZEN = "Seed 1 has diverged: scores since then are those of its last good checkpoint, which is kept."

@@ -11,9 +11,9 @@ from scipy import stats
 from diffrl.data.offline import OfflineDataset
 from diffrl.runs.study.bandit import bandit, play, ucb
 from diffrl.runs.study.config import BanditConfig, FQEConfig
-from diffrl.runs.study.fqe import Experience, fitted_values
-from diffrl.runs.study.offline import initial_rows
-from diffrl.runs.study.ranking import rank_correlation, regret, regret_at
+from diffrl.runs.study.fqe import Experience, fitted_values, settled, target_rates
+from diffrl.runs.study.offline import _unsettled, initial_rows
+from diffrl.runs.study.ranking import rank_correlation, regret_at
 from diffrl.support.errors import UserError
 
 
@@ -131,9 +131,6 @@ def test_regret_falls_in_k_and_is_none_of_all() -> None:
         assert values[0] == truth.max() - truth[estimates.argmax()]
         assert float(regret_at(1, truth, truth)) == 0
         assert float(regret_at(50, estimates, truth)) == 0
-    found = regret(1, estimates, truth)
-    assert 0 <= found.low <= found.high <= np.ptp(truth)
-    assert math.isnan(float(regret(1, estimates[:4], truth[:4]).low))
 
 
 # --- Fitted Q evaluation --------------------------------------------------------------------------------------------
@@ -210,6 +207,38 @@ def test_no_value_leaves_the_range_of_the_rewards() -> None:
     actions = [asked(data, POLICIES, x) for x in (data.next_observations, data.starts)]
     found = fitted_values(data, *actions, torch.full((3,), 0.99), dataclasses.replace(SETTINGS, steps=20))
     np.testing.assert_allclose(found, 1)
+
+
+def test_the_target_moves_with_the_horizon_and_as_asked_up_to_a_discount_of_99_of_100() -> None:
+    """So that no discount has fewer of the times in which values settle than that one; at most it is the network."""
+    config = FQEConfig()
+    discounts = torch.tensor([0.9, 0.99, 0.995, 0.998, 0.9999])
+    np.testing.assert_allclose(target_rates(discounts, config), [0.05, 0.05, 0.1, 0.25, 1.0], rtol=1e-4)
+    np.testing.assert_allclose(settled(discounts, config), [50, 5, 5, 5, 1], rtol=1e-3)
+    assert _unsettled(discounts[:4], config) == []
+    (said,) = _unsettled(discounts, config)
+    assert said.startswith(
+        "fqe has not settled at a discount of 0.9999: 37% of the way to the values is left. --fqe.st"
+    )
+    assert len(_unsettled(torch.tensor([0.9, 1.0]), dataclasses.replace(config, steps=100))) == 2
+
+
+@pytest.mark.slow
+def test_a_long_horizon_is_evaluated_as_a_short_one() -> None:
+    """Two regions that are never left, with rewards 1 and -1: (1 - gamma) V = 1 from the one, by every discount.
+
+    With the target of gamma = 0.99 it is 0.62 at 0.998. Errors of the network grow with the horizon: 0.83 is left.
+    """
+    g, n = torch.Generator().manual_seed(0), 512
+    noise = lambda rows: 0.1 * torch.randn(rows, 1, generator=g)  # noqa: E731
+    x = torch.where(torch.rand(n, 1, generator=g) < 0.5, -1.0, 1.0) + noise(n)
+    actions = torch.rand(n, 1, generator=g) * 2 - 1
+    data = Experience(x, actions, x[:, 0].sign(), torch.zeros(n), x.sign() + noise(n), torch.ones(8, 1) + noise(8))
+    discounts = torch.tensor([0.99, 0.998])
+    config = FQEConfig(width=16, batch_size=64)
+    short, long = fitted_values(data, torch.zeros(2, n, 1), torch.zeros(2, 8, 1), discounts, config)
+    assert short == pytest.approx(1, abs=0.02)
+    assert 0.75 < long <= 1
 
 
 @pytest.mark.parametrize("stored", [True, False])

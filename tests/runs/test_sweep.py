@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,10 @@ from diffrl.runs.sweep.state import Result, State, labels, legend, state_of
 from diffrl.runs.sweep.task import perform
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write, typed
-from diffrl.support.folder import SWEEP, held, steps
+from diffrl.support.folder import SWEEP, held, steps, write_json
+from diffrl.training import checkpoint
 from diffrl.training.logs import read_scores
+from tests.runs.made_runs import frozen_in
 from tests.runs.sweep_cases import GRID, STEPS, TINY, runs, start, wait_for
 from tests.training.conftest import assert_same_run
 
@@ -335,6 +338,87 @@ def test_what_a_last_score_says_nothing_of_has_no_star(tmp_path: Path, capsys: p
     assert f"no star: {untrained.name}: Up to step 1,000 the policy that acts is untrained" in told
 
 
+def evaluated(folder: Path, run: plan.SweepRun, *evaluations: tuple[int, float], frozen: Sequence[int] = ()) -> State:
+    """A run's folder with so many steps and these scores of all its seeds, as it stands to `frozen`; how far it is."""
+    seeds = len(run.config.seeds)
+    entries = [
+        {
+            "step": step,
+            "error": 1.0,
+            "returns": [[score]] * seeds,
+            "mean_return": [score] * seeds,
+            "score": [score] * seeds,
+        }
+        for step, score in evaluations
+    ]
+    best = [{"step": 0, "value": max(score for _, score in evaluations)}] * seeds
+    last = evaluations[-1][0]
+    at = checkpoint.folder(folder / run.name, last)
+    at.mkdir(parents=True)
+    write_json(folder / run.name / "scores.json", {"best": best, "evaluations": entries})
+    (at / "state.json").write_text(json.dumps({"step": last, "frozen": list(frozen)}))
+    return State("done" if last == run.config.steps else "cut", last)
+
+
+def starred(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if line.startswith("*")]
+
+
+def test_a_half_trained_setting_has_no_star(tmp_path: Path) -> None:
+    """Though it is the highest, as where training goes too far; the table and what is shown on the way agree."""
+    whole, half = made = runs()
+    sweep = Sweep(tuple(made))
+    states = {
+        whole.name: evaluated(tmp_path, whole, (100, 80.0), (STEPS, 60.0)),
+        half.name: evaluated(tmp_path, half, (100, 70.0)),
+    }
+    (line,) = starred(state.summary(tmp_path, sweep, states, {}))
+    assert "width=8 " in line
+    assert f"best 60.0 by {whole.name}" in str(show.Board(tmp_path, made, states, 2).table().caption)
+    states[half.name] = State("done", STEPS)
+    assert "width=16" in starred(state.summary(tmp_path, sweep, states, {}))[0]
+    assert "best 70.0 by bc-maze2d-umaze-v1,agent.width=16" in str(
+        show.Board(tmp_path, made, states, 2).table().caption
+    )
+
+
+def test_the_seeds_that_are_left_of_a_setting_win_no_star(tmp_path: Path) -> None:
+    """Two of three have failed: the table says of how many its means are, and the setting of three is the best."""
+    made = runs(seeds=(0, 1, 2), separate=True)
+    states = {}
+    for run in made:
+        wide = "width=16" in run.name
+        lost = wide and run.config.seeds != (2,)
+        states[run.name] = State("failed") if lost else evaluated(tmp_path, run, (STEPS, 85.0 if wide else 80.0))
+    lines = state.summary(tmp_path, Sweep(tuple(made)), states, {})
+    assert "width=8 " in starred(lines)[0]
+    assert lines[2].split()[-8:] == ["0", "1", "2", "(means", "of", "1)", "1/3", "done"]
+    assert "means of" not in lines[1]
+    assert "best 80.0 by bc-maze2d-umaze-v1,agent.width=8" in str(show.Board(tmp_path, made, states, 6).table().caption)
+
+
+def test_a_setting_of_which_a_seed_has_diverged_has_no_star(
+    uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its score is that of a checkpoint of before, which is said; another has the star, and what it is worth."""
+    shutil.copytree(uncut, tmp_path / "s")
+    plan.write(tmp_path / "s", sweep := Sweep(tuple(runs())))
+    words = ["sweep", "--out", str(tmp_path / "s"), "--status"]
+    assert main(words) == 0
+    said, told = capsys.readouterr()
+    (line,) = starred(said.splitlines())
+    name = next(run.name for run in sweep.runs if run.name.rpartition(".")[2] in line)
+    luck = "A starred score is the best of 2 noisy ones, and so too high. Train the winner on fresh seeds and take "
+    assert f"{luck}their scores: diffrl train {tmp_path}/s/{name}/config.yaml --seeds 2 3" in " ".join(told.split())
+    frozen_in(tmp_path / "s" / name, STEPS)
+    assert main(words) == 0
+    said, told = capsys.readouterr()
+    (other,) = starred(said.splitlines())
+    assert other != line
+    assert f"no star: {name}: Seed 1 has diverged: scores since then are those" in " ".join(told.split())
+    assert "noisy" not in told
+
+
 def test_a_task_ends_with_the_exit_code_of_its_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """1 of one that diverges; 2 of one whose data are damaged, which can be mended."""
     (tmp_path / "broken.hdf5").write_text("no data")
@@ -418,7 +502,8 @@ def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     assert said.err.count(str(missing)) == 2
     assert "failed: " not in said.err
     assert "--retry" in said.err
-    assert "*: the best last on each data set." in said.err
+    assert "*: the best last on each data set, of settings that are done with all their seeds." in said.err
+    assert "the best of" not in said.err  # a setting of each data set alone
     assert_same_run(tmp_path / "s" / names[1], uncut / runs()[0].name)
     scores = read_scores(tmp_path / "s" / names[1])["evaluations"]
     with (tmp_path / "s" / "sweep.csv").open() as file:
@@ -582,12 +667,12 @@ def test_before_anything_is_evaluated_no_report_and_no_star_are_spoken_of(
 
 def test_the_legend_says_of_what_a_star_is_the_best() -> None:
     for sets, told in (
-        ("agent.width=8,16", "the best last."),
-        ("dataset=maze2d-umaze-v1,maze2d-large-v1", "the best last on each data set."),
-        ("rows=500,600", "the best last on each task."),
+        ("agent.width=8,16", "the best last, of"),
+        ("dataset=maze2d-umaze-v1,maze2d-large-v1", "the best last on each data set, of"),
+        ("rows=500,600", "the best last on each task, of"),
     ):
         made = plan.grid(plan.bases(["bc/maze2d-umaze-v1"], [], []), sets.split(), (0,), False)
-        assert legend(Sweep(tuple(made))).endswith(told)
+        assert told in legend(Sweep(tuple(made)))
 
 
 def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.usefixtures("own_data")
 
 
 GUIDED = "diffuser, guided by returns"
+QUICK = ("td3_bc", "diffusion_ql", "edp", "consistency_ac", "fql", "dtql", GUIDED)
+"""Of the fast tier: one of each kind of policy. Of every agent it is `test_capture.py` that finds state left out."""
 
 
 def small(name: str) -> AgentConfig:
@@ -30,7 +32,9 @@ def small(name: str) -> AgentConfig:
     return config
 
 
-@pytest.mark.parametrize("name", [*sorted(AGENTS), GUIDED])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in (*sorted(AGENTS), GUIDED)]
+)
 def test_a_run_cut_anywhere_is_the_run_that_was_not(name: str, tmp_path: Path) -> None:
     """13 steps in one go and as 7 + 6, bit for bit: the cut falls into the middle of TD3's period."""
     fields = {"steps": 13, "eval_every": 10, "eval_episodes": 1, "log_every": 3, "rows": 500}

@@ -73,6 +73,7 @@ def test_scores_do_not_depend_on_who_evaluates(in_line: Path, tmp_path: Path, n:
     assert not workers_of(os.getpid())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("order")
 def test_workers_that_train_evaluate_their_own_seeds_by_the_same_rule(tmp_path: Path) -> None:
     run = diffrl.train(evaluated(tmp_path / "run", workers=2, eval_workers=0, eval_every=150), quiet=True)
@@ -210,7 +211,12 @@ def test_the_steps_made_but_not_the_evaluations_is_not_the_end(in_line: Path, or
 @pytest.mark.parametrize(
     ("what", "error", "text"),
     [
-        ("break", WorkerDied, r"the evaluation of seed \d at step 50 has died[\s\S]*the floor gave way"),
+        pytest.param(
+            "break",
+            WorkerDied,
+            r"the evaluation of seed \d at step 50 has died[\s\S]*the floor gave way",
+            marks=pytest.mark.slow,
+        ),
         (
             "refuse",
             UserError,

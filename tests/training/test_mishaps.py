@@ -355,7 +355,9 @@ def wrapped() -> RuntimeError:
         return error
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(FULL), wrapped()], ids=["step", "capture"])
+@pytest.mark.parametrize(
+    "error", [pytest.param(torch.OutOfMemoryError(FULL), marks=pytest.mark.slow), wrapped()], ids=["step", "capture"]
+)
 def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:

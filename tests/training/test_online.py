@@ -230,7 +230,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory, data_directory: Path, band
 ONLINE = {"steps": 60, "eval_every": 30, "warm_up": 7, "updates_per_step": 2, "exploration": 0.1, "quiet": True}
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in AGENTS])
+@pytest.mark.parametrize("name", [n if n == "td3_bc" else pytest.param(n, marks=pytest.mark.slow) for n in AGENTS])
 def test_a_run_that_is_stopped_and_resumed_is_the_one_that_was_not(
     name: str, offline: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +259,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_one_that_was_not(
     assert final_state(run)["online.replay.rows"].shape[1] == 60
 
 
+@pytest.mark.slow
 def test_more_steps_later_are_the_steps_of_one_run(offline: dict[str, Path], tmp_path: Path) -> None:
     straight = diffrl.online(offline["diffusion_ql"], out=tmp_path / "straight", **ONLINE)
     run = diffrl.online(offline["diffusion_ql"], out=tmp_path / "halves", **(ONLINE | {"steps": 30}))

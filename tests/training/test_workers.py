@@ -110,6 +110,7 @@ def test_a_group_is_the_run_of_its_seeds_alone(straight: Path, shared: Path, tmp
     assert not (shared / "logs").exists()
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_parent_leaves_no_worker(tmp_path: Path) -> None:
     process = start(shared_out(tmp_path / "killed", steps=100_000, compile=False), tmp_path)
     wait_for(lambda: (tmp_path / "killed" / "metrics.csv").exists(), process)
@@ -159,6 +160,7 @@ def odd(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(crew, "PROGRAM", (sys.executable, "-P", "-m", "tests.training.odd_worker", what))
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_in_a_worker_is_frozen_and_the_others_go_on(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +184,10 @@ def test_a_seed_that_diverges_in_a_worker_is_frozen_and_the_others_go_on(
 
 @pytest.mark.parametrize(
     ("what", "error", "text"),
-    [("refuses", UserError, "^Seed 2 would rather not: try another.$"), ("crashes", WorkerDied, "engine room")],
+    [
+        pytest.param("refuses", UserError, "^Seed 2 would rather not: try another.$", marks=pytest.mark.slow),
+        ("crashes", WorkerDied, "engine room"),
+    ],
 )
 def test_what_goes_wrong_in_a_worker_is_told_as_if_it_went_wrong_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: type[UserError], text: str

@@ -188,31 +188,35 @@ def test_what_cd_leads_to_is_the_closed_form(monkeypatch: pytest.MonkeyPatch) ->
     assert errors[1] < errors[0] / 3
 
 
-def test_a_trained_students_map_is_the_closed_form_in_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fields", "steps", "most"),
+    [
+        pytest.param({"to": "consistency", "levels": 10}, 600, 0.06, marks=pytest.mark.slow),
+        ({"to": "consistency", "loss": "scm", "warm_up": 30, "learning_rate": 6e-3}, 150, 0.12),
+        ({"to": "reflow"}, 250, 0.03),
+    ],
+)
+def test_a_trained_students_map_is_the_closed_form_in_each_seed(
+    fields: dict[str, Any], steps: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a Gaussian teacher of deviations .2 and .15: within .06 of its map by CD, .12 by sCM, .03 by reflow (root of
     the mean square; the mean action is .18 away), and far from the map of the opposite noise."""
     z, observations = drawn(1, 2, 300, 2, seed=5), drawn(2, 300, 3, seed=6)
-    fields: dict[str, Any]
-    for fields, steps, most in (
-        ({"to": "consistency", "levels": 10}, 600, 0.06),
-        ({"to": "consistency", "loss": "scm", "warm_up": 30, "learning_rate": 6e-3}, 150, 0.12),
-        ({"to": "reflow"}, 250, 0.03),
-    ):
-        config: Any = dataclasses.replace(TEACHERS[1], width=64, layers=2, sampling_steps=8)
-        made, student = learner(gaussian(config, monkeypatch), **({"learning_rate": 3e-3, "ema_rate": 0.05} | fields))
-        if fields["to"] == "reflow":
-            made._optimiser = Adam(made.trained, 1e-2, 10.0, decay_steps=steps)
-        generator = torch.Generator().manual_seed(0)
-        batch: Any = type("Batch", (), {"observations": drawn(2, 96, 3, seed=7)})()
-        for _ in range(steps):
-            made.update(batch, generator)
-        found = student_map(student.policy, 1)(observations, z)
-        k = 1e6 if fields["to"] == "reflow" else made.teacher.noise_range[1]
-        error = (found - exact(z[0], k)).square().mean((-2, -1)).sqrt()
-        wrong = (found - exact(-z[0], k)).square().mean((-2, -1)).sqrt()
-        assert (error < most).all(), (fields, error)
-        assert (wrong > 0.3).all()
-        assert not torch.equal(*student.policy.mlp.first.weight)
+    config: Any = dataclasses.replace(TEACHERS[1], width=64, layers=2, sampling_steps=8)
+    made, student = learner(gaussian(config, monkeypatch), **({"learning_rate": 3e-3, "ema_rate": 0.05} | fields))
+    if fields["to"] == "reflow":
+        made._optimiser = Adam(made.trained, 1e-2, 10.0, decay_steps=steps)
+    generator = torch.Generator().manual_seed(0)
+    batch: Any = type("Batch", (), {"observations": drawn(2, 96, 3, seed=7)})()
+    for _ in range(steps):
+        made.update(batch, generator)
+    found = student_map(student.policy, 1)(observations, z)
+    k = 1e6 if fields["to"] == "reflow" else made.teacher.noise_range[1]
+    error = (found - exact(z[0], k)).square().mean((-2, -1)).sqrt()
+    wrong = (found - exact(-z[0], k)).square().mean((-2, -1)).sqrt()
+    assert (error < most).all(), (fields, error)
+    assert (wrong > 0.3).all()
+    assert not torch.equal(*student.policy.mlp.first.weight)
 
 
 def test_seeds_are_distilled_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +246,7 @@ def distilled(start: Path, out: Path, **fields: Any) -> Path:
     return distil(DistilConfig(start_run=start, **settings), out=out, quiet=True, **fields)
 
 
-@pytest.mark.parametrize("to", ["consistency", "reflow"])
+@pytest.mark.parametrize("to", ["consistency", pytest.param("reflow", marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_like_any_other(cloned: Path, tmp_path: Path, to: str) -> None:
     """Also where the cut is in the comparison after its steps; evaluate, load_policy and fine-tuning's refusal."""
     whole = distilled(cloned, tmp_path / "whole", to=to)

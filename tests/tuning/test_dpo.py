@@ -227,7 +227,7 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "run")[-1] == 15
 
 
-@pytest.mark.parametrize("steps", [7, 19, 25])
+@pytest.mark.parametrize("steps", [19, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 25))])
 def test_a_run_is_evaluated_ten_times_at_most(steps: int, cloned: Path, tmp_path: Path) -> None:
     """By default, beside step 0, evenly and after the last step; of fewer updates than ten after each."""
     few: dict[str, Any] = {"pairs": 8, "segment": 4, "batch_size": 4}

@@ -33,8 +33,9 @@ from diffrl.training import checkpoint
 from diffrl.tuning.config import DPPOConfig
 from diffrl.tuning.environments import MEMORY, Environments
 from diffrl.tuning.ppo import DPPOTrainer
+from tests.runs.made_runs import made_run
 from tests.training.conftest import assert_same_run, final_state
-from tests.tuning.conftest import BEST, SMALL, Target, target_run
+from tests.tuning.conftest import BANDIT, BEST, SMALL, Target, target_run
 
 QUICK: dict[str, Any] = {"environments": 10, "rollout_steps": 4, "batch_size": 20, "epochs": 2, "critic_width": 16}
 
@@ -89,7 +90,7 @@ def test_the_same_rows_give_ratios_of_exactly_1(cloned: Path) -> None:
     assert torch.equal(again, at_steps(rollout.log_probs, made.steps))
 
 
-@pytest.mark.parametrize("tuned_steps", [None, 2])
+@pytest.mark.parametrize("tuned_steps", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_optimum_of_a_bandit_is_found(cloned: Path, tuned_steps: int | None) -> None:
     """From .15 at best to within what exploration costs of 1; the mean action is the best one."""
     fields = {"environments": 100, "rollout_steps": 1, "batch_size": 50, "learning_rate": 3e-3, "clip_nats": 0.2}
@@ -351,7 +352,6 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
         DPPOConfig(start_run=cloned, clip_nats=0.0)
     with pytest.raises(UserError, match="no way 'ppo'"):
         command([str(cloned), "--algo", "ppo"])
-    quick: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_episodes": 1, "seeds": (0,)}
     chains = "expected one of diffusion_bc, diffusion_ql and idql"
     for agent, words in (
         (TD3BC(**SMALL), rf"no diffusion chain to fine-tune: {chains}\.$"),
@@ -360,7 +360,7 @@ def test_what_cannot_be_tuned_says_so(cloned: Path, tmp_path: Path) -> None:
         (EDP(**SMALL), r"solver.*; by DiffusionNFT \(--algo nft\) or from preferences \(--algo dpo\) edp can be"),
         (QGuidance(**SMALL), rf"deterministic solver.*{chains}; from preferences \(--algo dpo\) q_guidance can be"),
     ):
-        start = target_run(tmp_path / agent.name, agent, **quick)
+        start = made_run(tmp_path / agent.name, agent, BANDIT)
         with pytest.raises(UserError, match=words):
             tuned(start, tmp_path / "a")
     blind = target_run(tmp_path / "blind", steps=2, env="none", seeds=(0,))
@@ -412,7 +412,10 @@ def test_a_mistake_is_told_before_torch_is_imported(cloned: Path, tmp_path: Path
     assert told.rstrip().endswith(" False")
 
 
-@pytest.mark.parametrize(("owner", "method", "number"), [(Environments, "step", 6), (DPPOTrainer, "value_loss", 6)])
+@pytest.mark.parametrize(
+    ("owner", "method", "number"),
+    [pytest.param(Environments, "step", 6, marks=pytest.mark.slow), (DPPOTrainer, "value_loss", 6)],
+)
 def test_a_stop_within_an_iteration_is_saved_as_before_it_and_says_how_to_go_on(
     owner: type, method: str, number: int, cloned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -494,7 +494,14 @@ def test_a_stop_within_an_iteration_is_saved_as_before_it(
     assert_same_run(whole, tmp_path / "cut")
 
 
-@pytest.mark.parametrize("agent", [EDP(**SMALL), IDQL(**SMALL, blocks=1), IFQL(**SMALL), QAM(**SMALL)])
+@pytest.mark.parametrize(
+    "agent",
+    [
+        EDP(**SMALL),
+        IDQL(**SMALL, blocks=1),
+        *(pytest.param(agent, marks=pytest.mark.slow) for agent in (IFQL(**SMALL), QAM(**SMALL))),
+    ],
+)
 def test_any_sampler_will_do(agent: AgentConfig, tmp_path: Path) -> None:
     """A solver, IDQL's own sampler, which is kept, a flow; in the environment and by critics."""
     start = target_run(tmp_path / "start", agent, steps=4, eval_every=4, eval_episodes=1, seeds=(0,))

@@ -59,7 +59,7 @@ class Algorithm(ABC, Generic[Config]):
 
     units: int
     images: int = 1
-    """How many images of a unit are in the network at once."""
+    """How many images of a unit are in the network at once: `micro_batch` is divided by it."""
 
     def __init__(self, setup: Setup[Config], state: RunState) -> None:
         self.setup, self.state = setup, state
@@ -143,7 +143,8 @@ class Algorithm(ABC, Generic[Config]):
         model = self.setup.model
         condition = model.conditions(prompts, {name: images.to(model.device) for name, images in batch.extras.items()})
         x0 = model.encode(batch.images.to(model.device))
-        errors = denoising_errors(model, condition, x0, *self.corruption(units, *path))
+        times, noise = self.corruption(units, *path)
+        errors = denoising_errors(model, condition, x0, times, noise, guidance=self.setup.loss_guidance)
         return errors.mean(), {"error": errors.detach().mean()}
 
 
@@ -371,6 +372,13 @@ class Finetuner:
             "scaler": self.scaler.state_dict(),
             "algorithm": self.algorithm.state_dict(),
         }
+        fewer = {  # a parameter that had no gradient in some updates, as of a network of two, has made fewer steps
+            name: int(self.optimiser.state[parameter]["step"])
+            for name, parameter in self.parameters.items()
+            if parameter in self.optimiser.state and int(self.optimiser.state[parameter]["step"]) != steps
+        }
+        if fewer:
+            info["fewer_steps"] = fewer
         if self.state.kls:
             info["kls"] = list(self.state.kls)
         if isinstance(self.setup.reward, ScaledSum):
@@ -381,9 +389,10 @@ class Finetuner:
         """Restore what `state_dict` gave after `step` rounds. Raises UserError where it is another model's."""
         starting = len(PARAMETER)
         self.setup.model.tuned.load_state_dict({n[starting:]: t for n, t in tensors.items() if n.startswith(PARAMETER)})
+        fewer = info.get("fewer_steps", {})
         for name, parameter in self.parameters.items():
             if FIRST + name in tensors:
-                held: dict[str, Tensor] = {"step": torch.tensor(float(info["optimiser_steps"]))}
+                held: dict[str, Tensor] = {"step": torch.tensor(float(fewer.get(name, info["optimiser_steps"])))}
                 for values, scale, moment in MOMENTS:
                     held[moment] = self._moment(tensors[values + name], tensors.get(scale + name), parameter, values)
                 self.optimiser.state[parameter] = held

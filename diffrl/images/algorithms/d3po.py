@@ -64,7 +64,7 @@ class D3PO(Algorithm[D3POConfig]):
         local = units // setup.world.size
         index = self.pairs[:, local].flatten()
         keep = self.told_apart[units.to(self.told_apart.device)]
-        states, condition = samples.states[:, index], rows(samples.condition, index.to(setup.model.device))
+        states, condition = samples.states[:, index], rows(samples.condition, index)
         k = config.train_steps or chain.n_decisions
         for step in self._steps(k, number, turn):
             log_prob = self._log_prob(condition, states, step)

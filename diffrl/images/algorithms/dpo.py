@@ -119,7 +119,8 @@ class FolderPairs(PairSource):
     def states(self, index: Tensor) -> tuple[Tensor, Tensor, Condition]:
         batch, model = self.pairs.batch(index), self.model
         w, l = (model.encode(images.to(model.device)) for images in (batch.images_w, batch.images_l))  # noqa: E741
-        return w, l, model.conditions(batch.prompts)
+        extras = {name: images.to(model.device) for name, images in batch.extras.items()}
+        return w, l, model.conditions(batch.prompts, extras or None)
 
 
 class DPO(OfData[DPOConfig]):
@@ -129,6 +130,7 @@ class DPO(OfData[DPOConfig]):
     implicit reward's accuracy is of pairs as they are drawn.
     """
 
+    images = 2
     source: PairSource
 
     @override
@@ -141,6 +143,8 @@ class DPO(OfData[DPOConfig]):
         setup, model = self.setup, self.setup.model
         x_w, x_l, condition = self.source.states(self.index[units])
         t, noise = self.corruption(units, number, turn)
-        network, reference = model.network(condition), model.network(condition, reference=True)
+        network, reference = (
+            model.network(condition, reference=frozen, guidance=setup.loss_guidance) for frozen in (False, True)
+        )
         errors = pair_errors(model.prediction, network, reference, x_w, x_l, t, noise, event_dims=len(model.shape))
         yield diffusion_dpo_loss(errors, beta=setup.config.beta, kind=setup.config.preference)

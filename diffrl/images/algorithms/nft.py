@@ -19,7 +19,8 @@ class NFT(Algorithm[NFTConfig]):
 
     Rewards become r = 1/2 + A / (2 A_max), A the advantage, limited to +-A_max. The loss, times A_max, pulls a mixture
     of the trained and the sampling model towards images with r > 1/2 and away from the others. It asks for samples
-    alone: no log-probabilities, so any solver, and no noise on the way. Guidance is not needed; it is learned from.
+    alone: no log-probabilities, so any solver, and no noise on the way. Guidance is not needed; it is learned from, but
+    where it is an input of the network, which is told in the loss what it was told in sampling.
 
     The sampling model's parameters after a round are w old + (1 - w) trained, w = min(rate * round, sampling_decay).
 
@@ -67,11 +68,13 @@ class NFT(Algorithm[NFTConfig]):
         setup, config, samples = self.setup, self.setup.config, self.samples
         model, levels = setup.model, config.noise_levels
         local = torch.searchsorted(samples.index, units)
-        condition = rows(samples.condition, local.to(model.device))
+        condition = rows(samples.condition, local)
         x0, r = samples.states[-1, local], self.r[local]
         noise = noise_of(model.shape, levels, setup.noise_path(NOISE, number, turn), units, model.device)
         times = times_of(setup, levels, units, LOSS, number, turn)
-        network, reference = model.network(condition), model.network(condition, reference=True)
+        network, reference = (
+            model.network(condition, reference=frozen, guidance=setup.loss_guidance) for frozen in (False, True)
+        )
         for t, e in zip(times, noise, strict=True):
             x = model.prediction.process.perturb(x0, t, e)
             inputs = model.prediction.inputs(x, t)

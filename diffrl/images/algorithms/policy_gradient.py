@@ -111,7 +111,7 @@ class PolicyGradient(Algorithm[ChainConfig]):
         """A term a denoising step: memory is one step's, whatever their number."""
         setup, samples = self.setup, self.samples
         local = torch.searchsorted(samples.index, units)
-        condition = rows(samples.condition, local.to(setup.model.device))
+        condition = rows(samples.condition, local)
         states, old = samples.states[:, local], samples.log_probs[:, local]
         steps = self._steps(units, number, turn)
         for step in steps:

@@ -53,8 +53,9 @@ class RWR(Algorithm[RWRConfig]):
         """One term, with a time and a noise for each image; and, with --kl, the penalty's."""
         model, samples = self.setup.model, self.samples
         local = torch.searchsorted(samples.index, units)
-        condition = rows(samples.condition, local.to(model.device))
-        errors = denoising_errors(model, condition, samples.states[-1, local], *self.corruption(units, number, turn))
+        condition = rows(samples.condition, local)
+        x0, (times, noise) = samples.states[-1, local], self.corruption(units, number, turn)
+        errors = denoising_errors(model, condition, x0, times, noise, guidance=self.setup.loss_guidance)
         yield (self.weights[local] * errors).mean(), {"error": errors.detach().mean()}
         yield from self.penalties(condition, samples.states[:, local])
 

@@ -15,6 +15,9 @@ class Supervised(OfData[SupervisedConfig]):
     """Denoising score matching or flow matching, as the model was trained, on the examples of `--data`.
 
     A round is `updates` batches. With `--drop-prompts` the prompt is left out now and then, for guidance.
+
+    A network that takes guidance as an input (FLUX.1-dev) is told `--guidance`: it is another model at each number, and
+    the one that is sampled is to learn. diffusers' DreamBooth script tells it 3.5 by default, as the pipeline does.
     """
 
     source: ImageSource

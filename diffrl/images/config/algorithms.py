@@ -278,6 +278,9 @@ class DPOConfig(OfflineConfig):
         super().__post_init__()
         if self.pairs is None and self.queries < self.group:
             raise UserError(f"--queries is {self.queries}, less than one --group of {self.group} to make pairs of.")
+        if self.pairs is not None and ((self.frames or 1) > 1 or self.model.startswith("video:")):
+            what = self.model if self.model.startswith("video:") else f"--frames {self.frames}"
+            raise UserError(f"{what} makes videos, and --pairs holds images: without --pairs dpo samples its own.")
         if self.pairs is not None:
             self.refuse_of_sampled([name for name in OF_SAMPLED if getattr(self, name) != getattr(type(self), name)])
 

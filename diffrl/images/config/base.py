@@ -123,6 +123,8 @@ class FinetuneConfig(metaclass=_Presets):
     pairs, else a built-in model's own; a pipeline without these needs it, if it takes prompts."""
     lora: Annotated[int, Range(0, 2**16)] = 0
     """Rank of the adapters, 0 to train the network itself."""
+    lora_alpha: Annotated[int, Range(1, 2**16)] | None = None
+    """What adapters give is scaled by lora_alpha / rank; by default the rank (Flow-GRPO: 64, of rank 32)."""
     layers: tuple[str, ...] | None = None
     """Train only layers whose names end so, in whole parts between dots, with all that is in them, such as
     time_embedding time_emb_proj; with --lora, give these the adapters (all: all that can have one). By default the
@@ -198,8 +200,13 @@ class FinetuneConfig(metaclass=_Presets):
             raise UserError(f"--frames is for pipelines of videos: {self.model} makes images.")
         if self.layers is not None and not (self.layers and all(self.layers)):
             raise UserError("--layers needs names of layers, such as time_embedding; all are trained without it.")
-        if self.layers is not None and self.adapter is not None and not self.model.startswith("control:"):
+        given = self.adapter is not None and not self.model.startswith("control:")  # whose is the branch
+        if self.layers is not None and given:
             raise UserError("--layers has no use with --adapter, which says itself what it adapts.")
+        if self.lora_alpha is not None and (given or not self.lora):
+            raise UserError(
+                f"--lora-alpha has no use {'with --adapter, which says its own' if given else 'without --lora'}."
+            )
         if self.lean and not self.lora:
             raise UserError(
                 "--lean needs --lora: a network trained whole is saved as a pipeline, text encoders and all."

@@ -42,13 +42,15 @@ def sampled_as(model: str) -> dict[str, Any]:
     """The settings of sampling that a pipeline's files ask for, beside what they are by default; {}: not on this disk.
 
     A Flux transformer without an embedding of guidance, and a grid that is not shifted, is FLUX.1-schnell's, which was
-    distilled to four steps without any.
+    distilled to four steps without any. One with such an embedding is told 3.5, as by its pipeline (FLUX.1-dev).
     """
     if unguided(model) is not None:
         return {"guidance": 1.0}
     flux = _file(model, "model_index.json").get("_class_name") == "FluxPipeline"
-    still = _file(model, "scheduler/scheduler_config.json").get("use_dynamic_shifting") is False
-    if flux and still and _file(model, "transformer/config.json").get("guidance_embeds") is False:
+    told = _file(model, "transformer/config.json").get("guidance_embeds") if flux else None
+    if told:
+        return {"guidance": 3.5}
+    if told is False and _file(model, "scheduler/scheduler_config.json").get("use_dynamic_shifting") is False:
         return {"guidance": 1.0, "steps": 4}
     return {}
 

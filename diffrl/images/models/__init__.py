@@ -176,9 +176,13 @@ def load_model(
     return model
 
 
-def model_of(config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
-    """The model that a run fine-tunes, as its settings ask for it. Raises UserError as `load_model`."""
-    lora = Lora(config.lora, targets=config.layers, named=config.layers is not None) if config.lora else None
+def model_of(config: FinetuneConfig, device: str, quiet: bool, adapted: tuple[str, ...] | None = None) -> ImageModel:
+    """The model that a run fine-tunes, as its settings ask for it. Raises UserError as `load_model`.
+
+    adapted: the layers that its adapters are on, of a run that goes on; None: those of `config.layers`, or the model's.
+    """
+    targets, named = config.layers or adapted, config.layers is not None
+    lora = Lora(config.lora, config.lora_alpha, targets, named) if config.lora else None
     options: dict[str, Any] = {} if config.adapter is None else {"adapter": config.adapter}
     if config.layers is not None and lora is None:
         options["layers"] = config.layers

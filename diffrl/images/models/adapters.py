@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,12 @@ class Adapter:
         if odd:
             raise UserError(f"{self.source} holds adapters of another model: {odd[0]} and {len(odd) - 1} more differ.")
         return known
+
+
+def adapted_layers(names: Iterable[str]) -> tuple[str, ...] | None:
+    """The layers that have adapters, by the names of the parameters under training; None: none has."""
+    found = {name.partition(".lora_")[0] for name in names if ".lora_" in name}
+    return tuple(sorted(found)) or None
 
 
 def read_adapter(path: str | Path) -> Adapter:

@@ -17,7 +17,7 @@ from diffrl.diffusion import Network
 from diffrl.images.model import Condition, ImageModel, Lora, Tuned
 from diffrl.images.models.adapters import save_network
 from diffrl.images.models.loading import images_extra, quiet, read_part
-from diffrl.images.models.pipelines import load_pipeline
+from diffrl.images.models.pipelines import PRECISIONS, load_pipeline
 from diffrl.images.models.reference import unet_of
 from diffrl.support.errors import UserError
 
@@ -32,7 +32,8 @@ class Control(ImageModel):
         over, and its U-Net frozen: do not use it by itself.
     controlnet: the folder or hub id of a branch to go on from; by default a new one.
     lora: adapters on the branch, which it must then have been trained before: a new one's are behind its zeros.
-    precision, seed: as `Tuned` takes them; the seed is of a new branch's convolutions of the control image too.
+    precision, seed: as `Tuned` takes them; the U-Net, and under adapters the branch, are in that precision, and the
+        seed is of a new branch's convolutions of the control image too.
 
     The reference is the model with the branch as it began: for a new one, the plain U-Net. Guidance is away from the
     empty prompt; both branches of it are controlled.
@@ -63,7 +64,14 @@ class Control(ImageModel):
         inside: Any = base
         self._factor: int = inside.pipeline.vae_scale_factor
         inside.tuned = self._call
-        branch = _new(self._unet, self._factor, seed) if controlnet is None else _read(controlnet)
+        half = PRECISIONS[precision]
+        if controlnet is None:
+            branch = _new(self._unet, self._factor, seed)
+        else:
+            branch = _read(controlnet, torch.float32 if lora is None else half)
+        with quiet():  # diffusers warns of what a network would keep in float32; this one keeps nothing
+            self._unet.to(half)
+        inside._dtype = half
         self.tuned = Tuned(branch.to(self.device), lora, precision, seed)
         self._control: Tensor | None = None
 
@@ -74,9 +82,8 @@ class Control(ImageModel):
         beside = {name: value for name, value in named.items() if name != "return_dict"}
         control = self._control.repeat(len(x) // len(self._control), 1, 1, 1)  # twice the batch where guided
         down, middle = self.tuned(x, label, controlnet_cond=control, return_dict=False, reference=reference, **beside)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.tuned.precision, torch.float32)
         with (
-            torch.autocast(self.device.type, dtype, enabled=self.tuned.precision != "fp32"),
+            torch.autocast(self.device.type, PRECISIONS[self.tuned.precision], enabled=self.tuned.precision != "fp32"),
             torch.set_grad_enabled(torch.is_grad_enabled() and not reference),
         ):
             return self._unet(
@@ -163,8 +170,8 @@ def _new(unet: Any, factor: int, seed: int) -> Any:
         return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
 
 
-def _read(controlnet: str | Path) -> Any:
+def _read(controlnet: str | Path, dtype: torch.dtype) -> Any:
     with images_extra():
         from diffusers import ControlNetModel
     with quiet():
-        return read_part(str(controlnet), "", ControlNetModel, torch.float32)
+        return read_part(str(controlnet), "", ControlNetModel, dtype)

@@ -102,8 +102,6 @@ def read_pipeline(
 
     Raises UserError for parts whose weights are missing, incomplete or in pickle format.
     """
-    from diffusers import DiffusionPipeline
-
     options = _where(name, "model_index.json")
     parts: dict[str, Any] = {}
     for part, entry in index.items():
@@ -118,11 +116,23 @@ def read_pipeline(
     if "safety_checker" in parts:
         parts["requires_safety_checker"] = False
     try:
-        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options, **parts)
+        pipeline = _pipeline_class(index).from_pretrained(name, use_safetensors=True, **options, **parts)
     except Exception as error:
         raise _unreadable(name, "the pipeline", error) from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _pipeline_class(index: dict[str, Any]) -> Any:
+    """diffusers' class that an index names, which knows its optional parts: else those given are read once more.
+
+    Of a name that is no pipeline of diffusers the general class, which says so.
+    """
+    import diffusers
+
+    named = getattr(diffusers, str(index.get("_class_name")), None)
+    known = isinstance(named, type) and issubclass(named, diffusers.DiffusionPipeline)
+    return named if known else diffusers.DiffusionPipeline
 
 
 def _class(entry: list[str]) -> Any:

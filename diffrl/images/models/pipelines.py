@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
-from diffrl.images.model import Condition, ImageModel, Lora, Tuned
+from diffrl.images.model import ATTENTION, Condition, ImageModel, Lora, Tuned
 from diffrl.images.models.adapters import write_adapter
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
 from diffrl.images.models.schedules import Schedule, schedule_of
@@ -23,6 +23,8 @@ from diffrl.support.seeds import generator_at
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEPT = 512
 """Prompts whose encodings are kept, each some megabytes of Stable Diffusion 3."""
+BOTH = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""All projections of attention where text and image have their own."""
 
 
 class PipelineModel(ImageModel):
@@ -57,7 +59,7 @@ class PipelineModel(ImageModel):
         self.clip: Clip | None = None
         """The bounds to which the model's own sampler clamps D(x, t); only pixel models have them."""
         self._schedule = schedule
-        self._dtype = next(network.parameters()).dtype
+        self._dtype: torch.dtype = network.dtype  # of most parameters: diffusers keeps some in float32
         self.tuned = Tuned(network, lora, precision, seed)
         self._prompts = PromptCache(self._encode)
 
@@ -271,6 +273,7 @@ class StableDiffusion3(LatentModel):
     """StableDiffusion3Pipeline: a flow; any of its three text encoders may be absent."""
 
     network_name = "transformer"
+    targets = BOTH
 
     def _encode(self, prompt: str) -> Condition:
         states, pooled = encode_sd3(self.pipeline, prompt, self.device, self.name)

@@ -13,9 +13,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffrl.diffusion import Network
-from diffrl.images.model import Condition
+from diffrl.images.model import ATTENTION, Condition
 from diffrl.images.models.loading import quiet
-from diffrl.images.models.pipelines import LatentModel, PipelineModel, refuse_frames
+from diffrl.images.models.pipelines import BOTH, LatentModel, PipelineModel, refuse_frames
 from diffrl.images.models.schedules import FlowSchedule, Schedule
 from diffrl.images.models.text import tell_cut
 from diffrl.support.errors import UserError
@@ -23,9 +23,6 @@ from diffrl.support.errors import UserError
 T = TypeVar("T")
 TOKENS = 512
 """Tokens of a prompt that are read, by the pipelines' default."""
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-BOTH = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""All projections of attention where text and image have their own."""
 
 
 class FlowTransformer(LatentModel):
@@ -62,10 +59,15 @@ class FlowTransformer(LatentModel):
     def schedule(cls, pipeline: Any, network: Any, shape: tuple[int, ...]) -> Schedule:
         return EvenSchedule(pipeline.scheduler.config, shape[1] * shape[2] // 4)
 
+    @property
+    def guidance_is_input(self) -> bool:
+        """Whether the network is told the guidance: see `loss_guidance`."""
+        return bool(self.pipeline.transformer.config.get("guidance_embeds", False))
+
     @override
     def network(self, condition: Condition, *, reference: bool = False, guidance: float = 1.0) -> Network:
         """The raw network; guided, as the pipeline has it."""
-        if self.pipeline.transformer.config.get("guidance_embeds", False):
+        if self.guidance_is_input:
             n = len(next(iter(condition.values())))
             told = {**condition, "guidance": torch.full((n,), guidance, device=self.device)}
             return lambda x, t: self._call(x, self._schedule.label(t), told, reference)

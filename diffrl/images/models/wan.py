@@ -38,6 +38,11 @@ class Experts(nn.Module):
         """The first network's configuration."""
         return self.transformer.config
 
+    @property
+    def dtype(self) -> Any:
+        """The first network's precision."""
+        return self.transformer.dtype
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute both networks' blocks in the backward pass."""
         networks: tuple[Any, ...] = (self.transformer, self.transformer_2)

@@ -61,7 +61,8 @@ class FQEConfig:
     learning_rate: Positive = 1e-3
     """Adam's learning rate, which falls to 0 along a cosine."""
     target_rate: Rate = 0.05
-    """How far the averaged network moves to the network each step: large, since a value is to settle in `steps`."""
+    """How far the averaged network moves to the network each step: large, since a value is to settle in `steps`. Of a
+    discount above 0.99 it is larger in proportion to the horizon, 1 / (1 - discount), and at most 1."""
     seed: Seed = 0
     """What rows, batches and initial weights come from."""
 

@@ -6,6 +6,11 @@
 states. P policies are evaluated as one stack: each has networks of its own, with the same initial weights and the same
 batches, so that a policy's value does not depend on which others are evaluated beside it.
 
+Each step moves Q' to Q by a share tau, and so the values to their fixed point by a share of about tau (1 - gamma). Of
+a long horizon tau is larger, so that tau (1 - gamma) does not fall below what it is at gamma = 0.99: `target_rates`.
+Values have settled where steps x tau (1 - gamma), `settled`, is some 3 or more: e^-3 of the way is left. Errors of the
+network grow by the horizon, too, which more steps alone do not mend.
+
 What is fitted is u = (1 - gamma) Q, the mean discounted reward a step, which compares policies of different discounts.
 It lies between the smallest and the largest reward (and 0, where episodes end), and targets are clamped to that.
 Observations are standardised by the data, rewards divided by the largest.
@@ -24,6 +29,24 @@ from diffrl.nets import MLP, Adam, average_, seed_generator
 from diffrl.runs.study.config import FQEConfig
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import check
+
+LONGEST = 0.99
+"""The discount up to which the target moves as the configuration says."""
+_ROUNDING = 1e-6
+"""Of a discount in float32."""
+ENOUGH = 3.0
+"""How much of `settled` there is to be."""
+
+
+def target_rates(discounts: Tensor, config: FQEConfig) -> Tensor:
+    """How far the targets of policies with these discounts (P,) move to their networks each step: (P,), at most 1."""
+    longer = torch.where(discounts > LONGEST + _ROUNDING, (1 - LONGEST) / (1 - discounts), 1.0)
+    return (config.target_rate * longer).clamp(max=1)
+
+
+def settled(discounts: Tensor, config: FQEConfig) -> Tensor:
+    """The steps in units of the time in which values settle, (P,): exp(-this) of the way to them is left."""
+    return config.steps * target_rates(discounts, config) * (1 - discounts)
 
 
 class Experience(NamedTuple):
@@ -80,6 +103,8 @@ def fitted_values(
     network, average = made(), made().requires_grad_(False)
     optimiser = Adam(network, config.learning_rate, decay_steps=config.steps)
     generator = generator_at(config.seed, 1)
+    rates = target_rates(discounts, config)
+    alike = bool((discounts <= LONGEST + _ROUNDING).all())
     for step in range(config.steps):
         check()
         rows = torch.randint(N, (config.batch_size,), generator=generator)
@@ -88,9 +113,19 @@ def fitted_values(
             y = (1 - gamma) * rewards[rows] + gamma * (1 - data.terminals[rows]) * u
         q = network(here[rows].expand(P, -1, -1)).squeeze(-1)
         optimiser.step((q - y).square().mean(-1))
-        average_(average, network, config.target_rate)
+        if alike:
+            average_(average, network, config.target_rate)
+        else:
+            _average_each(average, network, rates)
         on_step(step + 1, config.steps)
     with torch.no_grad():
         found = values(average, starts, start_actions).clamp(low, high).mean(-1) * scale
     result: NDArray[np.float64] = found.double().numpy()
     return result
+
+
+@torch.no_grad()
+def _average_each(average: MLP, network: MLP, rates: Tensor) -> None:
+    """`average_` with a rate (P,) for each policy."""
+    for target, source in zip(average.parameters(), network.parameters(), strict=True):
+        target.lerp_(source, rates.view(-1, *[1] * (target.ndim - 1)))

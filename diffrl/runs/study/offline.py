@@ -30,7 +30,7 @@ from diffrl.runs.kind import OFFLINE
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import FQEConfig
-from diffrl.runs.study.fqe import Experience, fitted_values
+from diffrl.runs.study.fqe import ENOUGH, Experience, fitted_values, settled
 from diffrl.runs.study.policies import Policy
 from diffrl.runs.train import same_data
 from diffrl.support.console import work
@@ -86,6 +86,7 @@ def estimates(policies: Sequence[Policy], config: FQEConfig, quiet: bool = False
         if config.steps:
             index = [i for i, *_ in acting]
             found[FQE][index] = _fitted(acting, data, config, quiet)
+            left_out |= dict.fromkeys(_unsettled(_discounts(acting), config))
     return found, list(left_out)
 
 
@@ -195,6 +196,25 @@ def _fitted(
             next_actions.append(_asked(agent, normalise(data.next_observations), 2))
             start_actions.append(_asked(agent, normalise(data.starts), 3))
             on_policy(n + 1, len(acting))
-    discounts = torch.tensor([run.config.agent.discount for _, run, _ in acting])
+    discounts = _discounts(acting)
     with work(f"Fitted Q evaluation of {len(acting)} policies", "steps", quiet) as on_step:
         return fitted_values(data, torch.stack(next_actions), torch.stack(start_actions), discounts, config, on_step)
+
+
+def _discounts(acting: Sequence[tuple[int, Run, Agent]]) -> Tensor:
+    return torch.tensor([run.config.agent.discount for _, run, _ in acting])
+
+
+def _unsettled(discounts: Tensor, config: FQEConfig) -> list[str]:
+    """A sentence for each discount whose values fitted Q evaluation has not had the steps to find."""
+    said = []
+    for discount in sorted(set(discounts.tolist())):
+        share = float(settled(torch.tensor(discount), config))
+        if share < ENOUGH:
+            more = math.ceil(config.steps * ENOUGH / share / 1000) * 1000 if share > 0 else 0
+            enough = f" --fqe.steps {more} leaves 5 %." if more else ""
+            said.append(
+                f"fqe has not settled at a discount of {discount:.6g}: {math.exp(-share):.0%} of the way to the values "
+                f"is left.{enough}"
+            )
+    return said

@@ -15,7 +15,7 @@ from diffrl.runs.study.config import BanditConfig, FQEConfig
 from diffrl.runs.study.contents import NONE, interval_text, number
 from diffrl.runs.study.offline import BC_LOSS, CRITERIA, Estimates, estimates
 from diffrl.runs.study.policies import Policies, Policy
-from diffrl.runs.study.ranking import FEWEST, rank_correlation, regret
+from diffrl.runs.study.ranking import FEWEST, rank_correlation, regret_at
 from diffrl.runs.study.scores import RETURN
 from diffrl.runs.study.statistics import Interval
 from diffrl.runs.study.tables import Cell, Table, to_csv
@@ -48,7 +48,7 @@ class Measured:
     """How many there are."""
     correlation: Interval
     """Spearman's, with the true scores."""
-    regrets: Mapping[int, Interval]
+    regrets: Mapping[int, float]
     """Regret@k by k, in the unit of the scores, against the best of all policies of the group; {} where these all score
     the same, or those with an estimate are all estimated the same, so that there is nothing to choose by."""
     chosen: Policy
@@ -129,9 +129,10 @@ def _measured(task: str, group: str, policies: Sequence[Policy], values: Estimat
         others = max((p.truth for p in among if all(p is not one for one, _ in inside)), default=-math.inf)
         alike = np.ptp(truth) == 0  # then what it chooses is no matter, but it may know none of the best
         ties = others <= truth.max() if alike else np.ptp(value) == 0
-        regrets = {} if ties else {k: regret(k, value, truth, others) for k in KS if k < len(inside)}
+        regrets = {} if ties else {k: float(regret_at(k, value, truth, others)) for k in KS if k < len(inside)}
         chosen = inside[int(value.argmax())][0]
-        correlation = rank_correlation(value, truth)
+        trained = {(p.run, p.agent, p.seed) for p, _ in inside}
+        correlation = rank_correlation(value, truth, independent=len(trained) == len(inside))
         result.append(Measured(task, group, criterion, len(inside), len(among), correlation, regrets, chosen))
     return result
 
@@ -168,7 +169,7 @@ def offline_table(found: Selection) -> Table | None:
     rows = []
     ks = [k for k in KS if any(k in m.regrets for m in found.measured)] or [1]  # of all policies the best is among them
     for m in found.measured:
-        regrets = [interval_text(m.regrets[k]) if k in m.regrets else NONE for k in ks]
+        regrets = [number(m.regrets[k]) if k in m.regrets else NONE for k in ks]
         count = str(m.policies) if m.policies == m.group else f"{m.policies} of {m.group}"
         texts = (m.task, m.among, m.criterion, count, interval_text(m.correlation, 2), *regrets)
         rows.append([Cell(text) for text in (*texts, f"{m.chosen.name}: {number(m.chosen.truth)}")])
@@ -176,8 +177,9 @@ def offline_table(found: Selection) -> Table | None:
         "Spearman's rank correlation with the online scores (1: the order is right, -1: reversed), and regret@k: the "
         "score of the best of all policies in the row's group, those without an estimate too, less that of the best "
         f"among the k estimated highest (0: nothing is lost; {NONE}: all score the same, or are estimated the same, or "
-        f"those with an estimate are no more than k). Intervals of 95 % over policies, from {FEWEST} policies on; with "
-        "few, they say little."
+        f"those with an estimate are no more than k). Rank correlations have intervals of 95 % over policies, from "
+        f"{FEWEST} policies on; with few, they say little. There is none among several checkpoints of one training, "
+        "which are no independent policies; nor has regret@k one, as none holds 95 % with so few policies."
     )
     header = ("task", "among", "criterion", "policies", "rank correlation", *(f"regret@{k}" for k in ks), "it chooses")
     return Table("offline", "Policies chosen without an environment", header, rows, note, labels=3)

@@ -10,7 +10,18 @@ from diffrl.runs.sweep.adding import lengthened, widened
 from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.runs.sweep.queue import InOrder, to_run, work_through
 from diffrl.runs.sweep.show import Board, tell
-from diffrl.runs.sweep.state import State, legend, remarked, remarks, result_of, state_of, summary, write_table
+from diffrl.runs.sweep.state import (
+    State,
+    best_of,
+    legend,
+    luck,
+    remarked,
+    remarks,
+    result_of,
+    state_of,
+    summary,
+    write_table,
+)
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.files import typed
@@ -272,8 +283,8 @@ def concluded(
 def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[str, str] = MappingProxyType({})) -> int:
     """Print the table and what to type next; write `sweep.csv`. Gives 1 where runs have failed. told: see `tell`."""
     remarkable = remarks(folder, sweep)
-    lines = summary(folder, sweep, states, remarkable)
-    print("\n".join(lines))
+    print("\n".join(summary(folder, sweep, states, remarkable)))
+    stars = best_of(folder, sweep, states, remarkable)
     table = write_table(folder, sweep)
     for line in tell(states, told):
         console.print(line, markup=False)
@@ -287,7 +298,9 @@ def finish(folder: Path, sweep: Sweep, states: dict[str, State], told: Mapping[s
     if all(result_of(folder, run) is None for run in sweep.runs):
         console.print("No run has been evaluated yet.")
         return 1 if failed else 0
-    console.print(legend(sweep, any(line.startswith("*") for line in lines)))
+    console.print(legend(sweep, bool(stars)))
+    if said := luck(folder, sweep, stars):
+        console.print(said, markup=False, highlight=False)
     for line in remarked(remarkable):
         console.print(line, style="yellow", markup=False)
     console.print(f"every evaluation: {table}", markup=False)

@@ -1,12 +1,20 @@
 """A search among settings: Optuna's sampler proposes them, the queue runs them, and Optuna hears how they scored.
 
-The objective is the mean over seeds of the last evaluation's score, which is to be large. What Optuna knows lies in an
-SQLite file in the sweep's folder. Its sampler is made anew for each trial, from the search's seed and the number of
-trials before, so that a search with one job gives the same trials whether it is cut or not.
+The objective is the mean over seeds of the last evaluation's score, which is to be large. A trial of which a seed has
+diverged is told to be worse than all others, -inf: its score is that of a checkpoint of before, and a trial that is
+told to have failed the sampler leaves out, and comes back to. Failed is what the machine is to blame for.
+
+What Optuna knows lies in an SQLite file in the sweep's folder. Its sampler is made anew for each trial, from the
+search's seed and the number of trials before, so that a search with one job gives the same trials whether it is cut or
+not. With several jobs the sampler takes trials under way for bad ones (constant_liar), else it would propose nearly the
+same for each; what it proposes then depends on which trials have ended.
+
+A search that an older version began goes on with what that one told Optuna, and with the fields that it searches.
 """
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +36,14 @@ STORAGE = "optuna.db"
 """The file in the sweep's folder that Optuna keeps its trials in."""
 
 
-def asked(found: Sequence[tuple[str, TrainConfig]], sets: Sequence[str], seeds: Sequence[int], seed: int) -> Sweep:
+def asked(
+    found: Sequence[tuple[str, TrainConfig]], sets: Sequence[str], seeds: Sequence[int], seed: int, new: bool = True
+) -> Sweep:
     """The search that the words ask for, without a trial yet.
 
     sets: what to search, FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B; a field with one value has that value in
-    every trial. seed: of the sampler. Raises UserError for several configurations, and where nothing is searched.
+    every trial. seed: of the sampler. new: whether it is to begin; one that an older version began goes on, whatever it
+    searches. Raises UserError for several configurations, where nothing is searched, and for what none should.
     """
     if len(found) != 1:
         raise UserError("A search is of one configuration: give one, and with --agent one --dataset.")
@@ -41,6 +52,8 @@ def asked(found: Sequence[tuple[str, TrainConfig]], sets: Sequence[str], seeds: 
     plan.once([axis.key for axis in axes])
     if all(axis.span is None and len(axis.values) == 1 for axis in axes):
         raise UserError("What is to be searched? Give ranges or values, such as --set agent.q_weight=0.1:3:log.")
+    if new:
+        _refuse_unlearned(axes)
     for axis in axes:  # whatever several fields together refuse is refused now
         ends = axis.values if axis.span is None else (axis.span.low, axis.span.high)
         for value in ends:
@@ -52,6 +65,54 @@ def asked(found: Sequence[tuple[str, TrainConfig]], sets: Sequence[str], seeds: 
     ]
     about = {"stem": stem, "base": configuration.to_dict(config), "axes": described, "seed": seed}
     return Sweep((), about)
+
+
+_PART_OF = {
+    **dict.fromkeys(("dataset", "env", "env_kwargs", "max_episode_steps", "rows"), "what they are scored on"),
+    **dict.fromkeys(("eval_episodes", "eval_every", "log_every"), "how they are measured"),
+    **dict.fromkeys((*configuration.MACHINE, "tf32"), "what they run on"),
+}
+"""Fields of a configuration of which a search looks for no best, and why: trials are to differ in how they learn."""
+
+
+def _refuse_unlearned(axes: Sequence[Axis]) -> None:
+    """Raise UserError for a field with several values that says nothing of how agents learn."""
+    for axis in axes:
+        if axis.key in _PART_OF and (axis.span is not None or len(axis.values) > 1):
+            raise UserError(
+                f"--set {axis.key}: a search compares settings by their scores, and {axis.key} is part of "
+                f"{_PART_OF[axis.key]}, which is to be the same for all: give it one value."
+            )
+
+
+def refuse_unscored(sweep: Sweep) -> None:
+    """Raise UserError where the trials of a search would have no scores: there is no environment.
+
+    Data that do not say so by their name are opened; those that are not here are fetched, as trials would.
+    """
+    from envs import registry
+    from envs.datasets import load_dataset
+    from envs.task import open_task
+
+    about = sweep.search or {}
+    base = configuration.from_dict(about["base"], SWEEP, of_run=True)
+    single = {axis.key: axis.values[0] for axis in map(_axis, about["axes"]) if len(axis.values) == 1}
+    config = plan.changed(base, single, base.seeds)
+    known = registry.find(config.dataset)
+    if config.env is None and known is not None and known.env_id is not None:
+        return
+    if config.env in (None, "none"):
+        asked = {name: getattr(config, name) for name in ("env", "env_kwargs", "max_episode_steps")}
+        env = None
+        if config.env is None:
+            dataset = load_dataset(config.dataset, rows=1, progress=False, check=False)
+            _, env = open_task(config.dataset, dataset, **asked)
+        if env is None:
+            raise UserError(
+                f"A search goes by scores, and {config.dataset} has no environment to score in: name one, such as "
+                "--set env=ID."
+            )
+        env.close()
 
 
 TRIALS = 20
@@ -112,6 +173,10 @@ class Trials:
         for trial in self._whole():
             if all(run.trial != trial.number for run in self.sweep.runs):
                 self._add(trial.number, trial.params)
+        whole = {trial.number for trial in self._whole()}
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.number not in whole and not trial.state.is_finished():  # else it would count as one under way
+                self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
         running = {trial.number for trial in self._whole() if not trial.state.is_finished()}
         for run in self.sweep.runs:
             if run.trial in running and (state := state_of(folder, run)).kind in ("done", "failed"):
@@ -127,19 +192,37 @@ class Trials:
         made = len(self.sweep.runs)
         if made >= self._trials:
             return None
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=mix((self._seed, made, 1)) % 2**32)
+        with warnings.catch_warnings():  # constant_liar is an experiment of Optuna's since 2.8
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            seed = mix((self._seed, made, 1)) % 2**32
+            self._study.sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         trial = self._study.ask({axis.key: self._distribution(axis) for axis in self._searched()})
         return made, self._add(trial.number, trial.params)
 
     def ended(self, run: SweepRun, state: State) -> None:
-        """Tell Optuna how a trial has scored, or that it failed; of one that was cut it hears when it is done."""
+        """Tell Optuna how a trial has scored, or that it failed; of one that was cut it hears when it is done.
+
+        One that has diverged, wholly or with some of its seeds, is worse than all others.
+        """
         if state.kind not in ("done", "failed"):
             return
         result = result_of(self._folder, run) if state.kind == "done" else None
-        if result is None or not math.isfinite(result.last):
+        if self._diverged(run) or (result is not None and not math.isfinite(result.last)):
+            self._study.tell(run.trial, -math.inf)
+        elif result is None:
             self._study.tell(run.trial, state=self._optuna.trial.TrialState.FAIL)
         else:
             self._study.tell(run.trial, result.last)
+
+    def _diverged(self, run: SweepRun) -> bool:
+        """Whether a trial's training has left the numbers' range, of some of its seeds or all."""
+        from diffrl.runs.diverged import diverged
+        from diffrl.runs.run import Run
+
+        try:
+            return bool(diverged(Run.read(self._folder / run.name)))
+        except UserError:  # it failed before it was a run, or is damaged
+            return False
 
     def _searched(self) -> list[Axis]:
         return [axis for axis in self._axes if axis.span is not None or len(axis.values) > 1]

@@ -11,7 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffrl.runs.sweep.plan import SweepRun
-from diffrl.runs.sweep.state import State, incomparable, progress, result_of, task_of
+from diffrl.runs.sweep.state import (
+    Result,
+    State,
+    by_setting,
+    incomparable,
+    progress,
+    rated,
+    result_of,
+    setting_of,
+    task_of,
+)
 from diffrl.support.console import LINE_EVERY, console
 from diffrl.support.errors import joined
 
@@ -30,6 +40,9 @@ class Board:
         self._steps = {run.name: run.config.steps for run in runs}
         self._made = 0
         self._best = ("", -float("inf"))
+        self._groups = by_setting(runs)
+        self._results: dict[str, Result] = {}
+        self._incomparable: dict[str, str] = {}
         self.told: dict[str, str] = {}
         """By run, what it was said here to have failed by."""
         self._comparing = len({task_of(run.config) for run in runs}) < 2
@@ -101,14 +114,22 @@ class Board:
         self._written = time.monotonic()
 
     def _look(self, run: SweepRun) -> None:
-        """Remember a run that is the best so far."""
+        """Remember the setting of a run that is the best so far: see `rated`."""
         if not self._comparing or self.states.get(run.name, State("waiting")).kind != "done":
             return
+        group = self._groups.setdefault(setting_of(run), [run])  # a search adds its own
         result = result_of(self._folder, run)
-        if result is None or result.last < self._best[1] or incomparable(self._folder, run, result):
+        if result is None:
             return
-        tie = result.last == self._best[1] and self._best[0] not in ("", run.name)
-        self._best = ("several" if tie else run.name, result.last)
+        self._results[run.name] = result
+        if why := incomparable(self._folder, run, result):
+            self._incomparable[run.name] = why
+        last = rated(group, self.states, self._results, self._incomparable)
+        if last is None or last < self._best[1]:
+            return
+        name = run.name if len(group) == 1 else run.unseeded
+        tie = last == self._best[1] and self._best[0] not in ("", name)
+        self._best = ("several" if tie else name, last)
 
     def _failure(self, run: SweepRun, state: State) -> str:
         """What a run failed by; of an error that was said of another run before, which run."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from diffrl.runs.sweep.plan import Sweep, SweepRun
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.failure import ERROR, error_of
-from diffrl.support.files import atomic_path, plain_file
+from diffrl.support.files import atomic_path, plain_file, typed
 from diffrl.support.folder import steps
 from diffrl.support.written import exact, short
 
@@ -194,22 +195,25 @@ def legend(sweep: Sweep, starred: bool = True) -> str:
     tasks = {task_of(run.config) for run in sweep.runs}
     datasets = {run.config.dataset for run in sweep.runs}
     each = "" if len(tasks) == 1 else " on each data set" if len(tasks) == len(datasets) else " on each task"
-    star = f"; *: the best last{each}" if starred else ""
+    star = f"; *: the best last{each}, of settings that are done with all their seeds" if starred else ""
     return f"last, best: mean over seeds of the last evaluation, and of each seed's best{star}."
 
 
 def incomparable(folder: Path, run: SweepRun, result: Result) -> str:
     """Why the last score of a run does not say how good its setting is, in a sentence; "" where nothing is known to.
 
-    It has gone on beyond the sweep's steps, or the policy that acted was untrained.
+    It has gone on beyond the sweep's steps, the policy that acted was untrained, or seeds have diverged, whose scores
+    are those of their last good checkpoints.
     """
+    from diffrl.runs.diverged import partly
     from diffrl.runs.run import Run
 
     step = result.steps[-1]
     if step > run.config.steps:
         return f"Made longer, to {step:,} steps, where this sweep has {run.config.steps:,}."
     with contextlib.suppress(UserError):  # going on with it will say what is damaged
-        return Run.read(folder / run.name).untrained(step)
+        read = Run.read(folder / run.name)
+        return read.untrained(step) or partly(read)
     return ""
 
 
@@ -229,48 +233,120 @@ def remarked(told: Mapping[str, str]) -> list[str]:
     ]
 
 
+Key = tuple[object, ...]
+"""What runs of one setting have in common: see `setting_of`."""
+
+
+def setting_of(run: SweepRun) -> Key:
+    """What tells a run from those of other settings, and not from those of other seeds."""
+    return run.name.partition(",")[0], *sorted((key, exact(value)) for key, value in run.settings.items()), run.trial
+
+
+def rated(
+    runs: Sequence[SweepRun], states: Mapping[str, State], results: Mapping[str, Result], told: Mapping[str, str]
+) -> float | None:
+    """The mean last score of the seeds of one setting, by which it may be the best; None where that is not known.
+
+    It is of a setting whose runs are all done, with scores that compare: what is half trained is no rival of what is
+    trained, and those seeds that are left of a setting whose others failed are the lucky ones. results, told: by run,
+    see `result_of` and `remarks`. The table of a sweep and what is shown while it runs go by this.
+    """
+    for run in runs:
+        done = run.name in states and states[run.name].kind == "done"
+        if not done or run.name not in results or run.name in told:
+            return None
+    last = mean_last([results[run.name] for run in runs])
+    return last if math.isfinite(last) else None
+
+
+def mean_last(results: Sequence[Result]) -> float:
+    """The mean over all seeds of the last evaluations of runs."""
+    return sum(result.last * len(result.seeds) for result in results) / sum(len(result.seeds) for result in results)
+
+
 def task_of(config: TrainConfig) -> tuple[object, ...]:
     """What makes two runs of a sweep ones of the same task."""
     return config.dataset, config.env, tuple(config.env_kwargs), config.max_episode_steps, config.rows
 
 
+@dataclass(frozen=True)
+class Winner:
+    """The best setting of a task, as a table has starred it."""
+
+    runs: tuple[SweepRun, ...]
+    rivals: int
+    """How many settings it is the best of."""
+
+
+def best_of(folder: Path, sweep: Sweep, states: Mapping[str, State], told: Mapping[str, str]) -> dict[Key, Winner]:
+    """By its `setting_of`, the setting of each task that has the best last score; none where several are as good."""
+    results = {run.name: result for run in sweep.runs if (result := result_of(folder, run)) is not None}
+    lasts: dict[str, list[tuple[float, Key, list[SweepRun]]]] = {}
+    for key, runs in by_setting(sweep.runs).items():
+        if (last := rated(runs, states, results, told)) is not None:
+            lasts.setdefault(results[runs[0].name].task, []).append((last, key, runs))
+    found = {}
+    for rivals in lasts.values():
+        highest = max(last for last, *_ in rivals)
+        tops = [(key, runs) for last, key, runs in rivals if last == highest]
+        if len(tops) == 1:
+            found[tops[0][0]] = Winner(tuple(tops[0][1]), len(rivals))
+    return found
+
+
+def by_setting(runs: Sequence[SweepRun]) -> dict[Key, list[SweepRun]]:
+    """The runs that differ in their seeds alone, by `setting_of`."""
+    groups: dict[Key, list[SweepRun]] = {}
+    for run in runs:
+        groups.setdefault(setting_of(run), []).append(run)
+    return groups
+
+
 def summary(folder: Path, sweep: Sweep, states: Mapping[str, State], told: Mapping[str, str]) -> list[str]:
     """The lines of the table of a sweep: what was run, how far it is, its last and best scores; * the best of a task.
 
-    Where seeds are runs of their own, runs that differ in them alone are one line. Numbers are short, see `short`. No
-    star has a run of `told`, see `remarks`; nor has one of several that are equally good. Where the lines would be
-    wider than the terminal, and all runs are of one configuration, its name stands above.
+    Where seeds are runs of their own, runs that differ in them alone are one line, which says of how many seeds its
+    means are where not all have been evaluated. Numbers are short, see `short`. For stars see `best_of`. Where the
+    lines would be wider than the terminal, and all runs are of one configuration, its name stands above.
     """
-    groups: dict[tuple[str, str], list[SweepRun]] = {}
-    brief = _brief(sweep)
-    for run in sweep.runs:
-        groups.setdefault((run.name.partition(",")[0], brief[run.name]), []).append(run)
+    brief, stars = _brief(sweep), best_of(folder, sweep, states, told)
     rows: list[list[str]] = []
-    lasts: dict[str, list[tuple[float, int]]] = {}
-    for (stem, given), runs in groups.items():
+    for key, runs in by_setting(sweep.runs).items():
         results = [result for run in runs if (result := result_of(folder, run)) is not None]
         kinds = [states[run.name].kind for run in runs]
         state = kinds[0] if len(set(kinds)) == 1 else f"{kinds.count('done')}/{len(kinds)} done"
         seeds = [seed for run in runs for seed in run.config.seeds]
+        behind = sum(len(result.seeds) for result in results)
         cells = ["", ""]
         if results:
-            n = sum(len(result.seeds) for result in results)
-            last = sum(result.last * len(result.seeds) for result in results) / n
-            best = sum(result.best * len(result.seeds) for result in results) / n
-            cells = [f"{last:.1f}", f"{best:.1f}"]
-            if not any(run.name in told for run in runs):
-                lasts.setdefault(results[0].task, []).append((last, len(rows)))
-        rows.append(["", stem, given, *cells, " ".join(map(str, seeds)), state])
-    for found in lasts.values():
-        tops = [at for last, at in found if last == max(found)[0]]
-        if len(tops) == 1:
-            rows[tops[0]][0] = "*"
+            best = sum(result.best * len(result.seeds) for result in results) / behind
+            cells = [f"{mean_last(results):.1f}", f"{best:.1f}"]
+        few = f" (means of {behind})" if 0 < behind < len(seeds) else ""
+        stem = runs[0].name.partition(",")[0]
+        rows.append(["*" * (key in stars), stem, brief[runs[0].name], *cells, " ".join(map(str, seeds)) + few, state])
+    stems = {row[1] for row in rows}
     rows.insert(0, ["", "configuration", "setting", "last", "best", "seeds", "state"])
     lines = aligned(rows)
-    stems = {stem for stem, _ in groups}
     if len(stems) == 1 and max(map(len, lines)) > console.width:
         return [*stems, *aligned([[row[0], *row[2:]] for row in rows])]
     return lines
+
+
+def luck(folder: Path, sweep: Sweep, winners: Mapping[Key, Winner]) -> str:
+    """What a starred score is worth, and how to find out, in sentences; "" where no star stands before others.
+
+    The best of several noisy scores is too high: it is chosen for its luck, too (Cawley & Talbot 2010, JMLR 11).
+    """
+    won = next((winner for winner in winners.values() if winner.rivals > 1), None)
+    if won is None:
+        return ""
+    used = {seed for run in sweep.runs for seed in run.config.seeds}
+    n = sum(len(run.config.seeds) for run in won.runs)
+    fresh = " ".join(str(max(used) + 1 + i) for i in range(n))
+    return (
+        f"A starred score is the best of {won.rivals} noisy ones, and so too high. Train the winner on fresh seeds and "
+        f"take their scores: diffrl train {typed(folder / won.runs[0].name / 'config.yaml')} --seeds {fresh}"
+    )
 
 
 def _brief(sweep: Sweep) -> dict[str, str]:

@@ -141,13 +141,14 @@ def test_checkpointing_changes_no_gradient_and_is_active(
         ).register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
         network = model.network(model.conditions(prompts))
         loss = network(noise(model, 2), model.times(4)[1]).square().mean()
-        parameters = list(model.tuned.parameters().values())
-        gradients.append(torch.autograd.grad(loss, parameters))
+        named = model.tuned.parameters()
+        gradients.append(torch.autograd.grad(loss, list(named.values())))
         hook.remove()
         assert len(calls) == (2 if checkpointing else 1)
-    for plain, checkpointed in zip(*gradients, strict=True):
+    for name, plain, checkpointed in zip(named, *gradients, strict=True):
         assert_equal_to_rounding(plain, checkpointed, ROUNDINGS)
-        assert plain.abs().max() > 0
+        unused = kind == "sd3" and "blocks.1.attn.add_q_proj" in name  # the last block answers for the image alone
+        assert (plain.abs().max() > 0) != unused, name
 
 
 def test_the_chain_on_stable_diffusion_learns_by_ddpo(folders: dict[str, Path]) -> None:

@@ -20,7 +20,7 @@ from diffrl.images.models.schedules import schedule_of
 from diffrl.images.rewards import Sum, ask
 from diffrl.images.rewards.base import shown
 from diffrl.images.rewards.human import Human
-from diffrl.images.samples import World
+from diffrl.images.world import World
 from diffrl.support.errors import UserError
 from tests.images import newer, tiny
 from tests.images.models.pipeline_cases import PROMPTS, diffusers_pipeline, noise, ours, stir
@@ -330,8 +330,8 @@ def settings(folder: Path, tmp_path: Path, **given: Any) -> FinetuneConfig:
     ("algo", "frames", "kind"),
     [
         ("nft", 5, "wan"),
-        ("ddpo-is", 5, "wan"),
-        ("draft", 5, "wan"),
+        pytest.param("ddpo-is", 5, "wan", marks=pytest.mark.slow),
+        pytest.param("draft", 5, "wan", marks=pytest.mark.slow),
         ("nft", None, "a14b"),
         pytest.param("nft", None, "wan", marks=pytest.mark.slow),  # what the first and the one before are together
     ],
