@@ -112,6 +112,7 @@ def _reached(agent: Agent) -> Iterator[tuple[str, Tensor]]:
         for name, value in inner:
             yield from within(name, value, depth + 1)
 
-    for key, value in vars(agent).items():
-        if key not in ("config", "generators"):
-            yield from within(key, value, 1)
+    attributes = {key: value for key, value in vars(agent).items() if key not in ("config", "generators")}
+    optimisers = attributes.pop("optimisers", {})  # last: what they move is named where it stands
+    for key, value in [*attributes.items(), ("optimisers", optimisers)]:
+        yield from within(key, value, 1)

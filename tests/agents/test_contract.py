@@ -1,0 +1,213 @@
+"""What an agent of another package must keep to, tried with one that keeps to it until a line is changed."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import agents
+from agents import contract
+from agents.base import Agent
+from agents.td3_bc import TD3BCAgent
+from diffrl.cli import main
+from diffrl.data.transitions import Transitions
+from diffrl.nets import Adam
+from diffrl.support.errors import UserError
+from diffrl.training.stack import StackTrainer
+from tests.support.plugin_cases import install
+from tests.test_plugins import AGENT, CONFIG, GROUPS, WORLD
+
+
+def trained(of: Callable[[Agent], None] = lambda agent: None, steps: int = 12, **methods: Any) -> Agent:
+    """TD3+BC as another package's agent, whose attributes are added to by `of`, after some steps of two seeds."""
+
+    class Theirs(TD3BCAgent):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            of(self)
+
+    for name, method in methods.items():
+        setattr(Theirs, name, method)
+
+    @dataclass(frozen=True)
+    class Settings(agents.TD3BC):
+        def implementation(self) -> type[Agent]:
+            return Theirs
+
+    Settings.__module__ = "theirs"
+    agent = Settings(width=8, layers=1).build(3, 2, (0, 1))
+    rows = torch.rand(64, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows[:, -2], rows[:, -1] = 0, torch.arange(64)
+    trainer = StackTrainer(agent, Transitions(rows, 3, 2), 4, torch.Generator().manual_seed(1))
+    for _ in range(steps):
+        trainer.advance(1, lambda: False)
+    return agent
+
+
+def network(agent: Agent) -> nn.Module:
+    return next(iter(agent.networks.values()))
+
+
+def forget(name: str) -> Callable[[Agent], None]:
+    return lambda agent: agent.networks.pop(name) and None
+
+
+def test_a_network_that_is_forgotten_is_named_at_the_end_of_the_first_period() -> None:
+    """TD3+BC's actor moves in every second step: the first alone does not show that it would be lost."""
+    trained(forget("actor"), steps=1)
+    with pytest.raises(UserError, match=r"^Theirs trains \S*actor\S*, .*which no checkpoint would hold: put each"):
+        trained(forget("actor"), steps=2)
+    with pytest.raises(UserError, match=r"Theirs trains \S*critic"):
+        trained(forget("critic"), steps=2)
+
+
+def test_an_optimiser_that_is_forgotten_is_named() -> None:
+    def of(agent: Agent) -> None:
+        agent.hidden = {"critic": agent.optimisers.pop("critic")}  # type: ignore[attr-defined]
+        agent.optimisers["critic"] = Adam(copy.deepcopy(agent.networks["critic"]), 1e-3)
+
+    def update(self: Any, batch: Any, generator: torch.Generator, phase: int = 0) -> Any:
+        kept = self.optimisers
+        self.optimisers = kept | self.hidden
+        try:
+            return TD3BCAgent.update(self, batch, generator, phase)
+        finally:
+            self.optimisers = kept
+
+    with pytest.raises(UserError, match=r"Theirs trains hidden\['critic'\]\._"):
+        trained(of, update=update)
+
+
+def test_what_is_trained_outside_of_modules_and_by_torchs_optimisers_is_seen() -> None:
+    """A loose tensor, three containers deep, and the momentum of torch's SGD."""
+
+    def of(agent: Any) -> None:
+        agent.box = {"a": [{"alpha": torch.zeros(2, requires_grad=True)}]}
+        agent.sgd = torch.optim.SGD([agent.box["a"][0]["alpha"]], 0.1, momentum=0.9)
+
+    def update(self: Any, batch: Any, generator: torch.Generator, phase: int = 0) -> Any:
+        self.sgd.zero_grad()
+        (self.box["a"][0]["alpha"] - 1).square().sum().backward()
+        self.sgd.step()
+        return TD3BCAgent.update(self, batch, generator, phase)
+
+    with pytest.raises(UserError, match=r"Theirs trains box\['a'\]\['alpha'\], which no checkpoint"):
+        trained(of, update=update)
+
+    def state_dict(self: Any) -> dict[str, Tensor]:
+        return {**TD3BCAgent.state_dict(self), "alpha": self.box["a"][0]["alpha"].detach().clone()}
+
+    trained(of, update=update, state_dict=state_dict)  # a copy holds it too
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda agent: setattr(agent, "teacher", copy.deepcopy(network(agent)).eval()),
+        lambda agent: setattr(agent, "random", nn.Linear(3, 8)),
+        lambda agent: setattr(agent, "alias", [network(agent)]),
+        lambda agent: setattr(agent, "planning", torch.optim.Adam([torch.zeros(2, requires_grad=True)])),
+        lambda agent: setattr(agent, "lazy", nn.LazyLinear(4)),
+        lambda agent: setattr(agent, "x", torch.zeros(3, requires_grad=True)),
+        lambda agent: setattr(agent, "empty", nn.Linear(0, 0)),
+        lambda agent: setattr(agent, "me", {"agent": agent}),
+    ],
+    ids=["teacher", "random target", "alias", "planner's optimiser", "lazy", "input", "empty", "itself"],
+)
+def test_what_is_not_trained_may_be_anywhere(of: Callable[[Agent], None]) -> None:
+    """And changes no number."""
+    plain, other = trained(), trained(of)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert "update" not in vars(other)
+
+
+def test_a_state_of_copies_holds_what_it_copies() -> None:
+    trained(state_dict=lambda self: {name: t.clone() for name, t in TD3BCAgent.state_dict(self).items()})
+
+
+@pytest.mark.parametrize(
+    ("methods", "why"),
+    [
+        ({"update": lambda self, batch: {}}, r"update takes \(batch\); expected \(batch, generator, phase\)"),
+        ({"act": lambda self, observations: 0}, r"act takes \(observations\); expected \(observations, generator\)"),
+        ({"act": lambda self, s, *, generator: 0}, r"act takes \(s, \*, generator\); expected"),
+    ],
+)
+def test_methods_that_take_something_else_are_refused_before_anything_is_trained(
+    methods: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UserError, match=f"Theirs.{why}"):
+        trained(steps=0, **methods)
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_our_agents_keep_to_it(name: str) -> None:
+    """All methods, and all that a few steps change."""
+    more = {"horizon": 8} if name == "diffuser" else {"actor_every": 2} if name == "rlpd" else {}
+    agent = agents.get(name)(width=8, layers=1, batch_size=4, **more).build(3, 2, (0, 1))
+    contract.check(agent)
+
+    def refuse(why: str) -> Exception:
+        return AssertionError(why)
+
+    contract.watch(agent, refuse)
+    rows = torch.rand(64, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows[:, -2], rows[:, -1] = 0, torch.arange(64)
+    trainer = StackTrainer(agent, agent.source(Transitions(rows, 3, 2)), 4, torch.Generator().manual_seed(1))
+    for _ in range(agent.period + 1):
+        trainer.advance(1, lambda: False)
+    assert "update" not in vars(agent)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on Python's path that packages are installed into."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    before: dict[str, ModuleType] = dict(sys.modules)
+    yield folder
+    for module in set(sys.modules) - set(before):
+        if module.startswith(("toy_", "odd_")):
+            sys.modules.pop(module)
+
+
+@pytest.mark.parametrize(
+    ("was", "gives", "why"),
+    [
+        (
+            'self.networks = {"actor": self.actor}',
+            "pass",
+            "ToyAgent trains actor.weight and actor.bias, which no checkpoint",
+        ),
+        (
+            'self.networks = {"actor": self.actor}',
+            "1 / 0",
+            "ToyAgent(...) fails with ZeroDivisionError: division",
+        ),
+        ("observation_size, action_size, seeds, device):", "size):", "TypeError: ToyAgent.__init__() takes 3"),
+    ],
+)
+def test_the_command_names_the_package(
+    site: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, why: str
+) -> None:
+    """In one line, and where in its code; a run that is refused in its first steps may be begun anew after the mend."""
+    assert was in AGENT
+    module = f"odd_{abs(hash(gives))}"
+    modules = {module: AGENT.replace(was, gives), "toy_config": CONFIG.replace("toy_agent", module)}
+    install(site, "toy-package", GROUPS, toy_world=WORLD, **modules)
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
+    assert main([*words, "--workers", "1", "--eval-workers", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "The agent 'toy' of toy-package (toy_config:Toy) cannot be used: " in said
+    assert why in said
+    if gives == "1 / 0":
+        assert f"({site / module}.py, line " in said
