@@ -63,8 +63,6 @@ class Augmenter(ABC):
     """`diffrl augment VERB`; the model's folder is OUT-VERB."""
     paper: ClassVar[str]
     """Where it was published, for the data set's provenance."""
-    by: str = "diffrl"
-    """Whose code it is, for the data set's provenance: that of a package of its own is named with its version."""
     rows_version: ClassVar[int]
     """The version of how a seed becomes rows: raised with every change that gives other rows for the same command."""
     steps: int

@@ -83,9 +83,10 @@ class Begun:
     """Whose model it is (`Augmenter.verb`); in a folder without it, the settings of the model tell."""
 
 
-def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> Path:
+def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: str = "diffrl") -> Path:
     """Train an augmenter's model on a data set and write what it generates; give the path of the new data set.
 
+    by: whose code the augmenter is, for the data set's provenance.
     The same call again goes on where it was cut, in training or generating, and gives the same file. Raises UserError
     for a request that cannot be met, DataError for data that cannot be used, Interrupted when told to stop.
     """
@@ -114,7 +115,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False) -> P
         # The data set comes last: where it is, nothing is left to do.
         verdict = _report(folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
         with work("Writing", "rows", quiet) as on_progress:
-            about = provenance(request, augmenter, data, begun.fingerprint, n) | verdict.metadata()
+            about = provenance(request, augmenter, data, begun.fingerprint, n, by) | verdict.metadata()
             about |= of_terminals(data.dataset, request.mix == "append", augmenter.ends(generated))
             written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
@@ -371,7 +372,9 @@ def _generate(
 # --- what is written -----------------------------------------------------------------------------------------------
 
 
-def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerprint: str, n: int) -> dict[str, Any]:
+def provenance(
+    request: Request, augmenter: Augmenter, data: RealData, fingerprint: str, n: int, by: str
+) -> dict[str, Any]:
     """What the data set says of its making: n synthetic rows, from which data, by which model, of which version."""
     returns = data.dataset.return_range()
     if returns is None:
@@ -381,7 +384,7 @@ def provenance(request: Request, augmenter: Augmenter, data: RealData, fingerpri
     real = real_among(data.dataset.metadata, data.dataset.successors()[1])
     before = f"{source} real ones" if real == source else f"{source} rows of the source, {real} of them real"
     return {
-        "algorithm": f"{augmenter.name} ({augmenter.paper}), {augmenter.by}",
+        "algorithm": f"{augmenter.name} ({augmenter.paper}), {by}",
         "description": f"{n} synthetic transitions, {augmenter.described}" + (f", after {before}" if appended else ""),
         SYNTHETIC_ROWS: n + (source - real if appended else 0),
         REAL_ROWS: real if appended else 0,

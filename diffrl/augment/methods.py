@@ -42,8 +42,10 @@ class Method(Request, ABC):
         """
         from diffrl.augment.job import augment
 
-        plugin = _bringing(self)  # None in Python, without an entry point
-        return augment(self, self.augmenter() if plugin is None else _made(plugin, self), quiet=quiet)
+        plugin = _bringing(self)
+        if plugin is None:  # in Python, without an entry point: of the package that its class is in
+            return augment(self, self.augmenter(), quiet=quiet, by=type(self).__module__.partition(".")[0])
+        return augment(self, _made(plugin, self), quiet=quiet, by=plugin.release)
 
 
 def _made(plugin: Plugin, method: Method) -> Augmenter:
@@ -56,7 +58,6 @@ def _made(plugin: Plugin, method: Method) -> Augmenter:
         raise plugin.broken(f"{call} gives {shown(made)}; expected a diffrl.augment.augmenter.Augmenter")
     if made.verb != plugin.name:
         raise plugin.broken(f"{type(made).__name__}.verb is {made.verb!r}; expected {plugin.name!r}")
-    made.by = plugin.release
     return made
 
 

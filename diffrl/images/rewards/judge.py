@@ -47,7 +47,8 @@ KEY = "DIFFRL_JUDGE_KEY"
 """The environment variable with the endpoint's API key; local servers mostly need none."""
 ANSWER = 1 << 22
 """Bytes of an answer at most: a model that reasons writes much."""
-BEFORE = r"[\s*_]*(?:(?:[:=]|[-\u2013\u2014](?=\s))[\s*_:`'\"$]*(?:[\[(](?=[^\[\]()\s]+[\])]))?)?"
+_ALONE = r"[\[(](?=[\s*_`]*-?\d+(?:\.\d+)?(?:/\d+)?[\s*_`]*[\])])[\s*_`]*"  # a bracket around a number and no more
+BEFORE = rf"[\s*_]*(?:(?:[:=]|[-\u2013\u2014](?=\s))[\s*_:`'\"$]*(?:{_ALONE})?)?"
 """What may stand between the mark of a score and its number, as a regular expression."""
 NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?:,\d+)*)"
 FORMAT = 1

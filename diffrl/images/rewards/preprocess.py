@@ -27,6 +27,8 @@ PLAIN = (
     "ViT",
 )
 """The processors of transformers that do no more than is done here, by their models' names."""
+WHOLE = 384
+"""From this size on ConvNeXT's processor makes images square, and cuts nothing."""
 FURTHER = ("include_top", "rescale_offset", "do_flip_channel_order", "do_pad", "crop_pct")
 """Settings that ask for a step which is not done here."""
 
@@ -91,12 +93,18 @@ def read(folder: Path, what: str) -> Preprocess:
 
 def _read(config: Mapping[str, Any]) -> Preprocess:
     scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViT")
+    model = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
+    if model == "ConvNext" and config.get("size", {}).get("shortest_edge", 0) >= WHOLE:
+        side = config["size"]["shortest_edge"]
+        return _read(
+            {**config, "image_processor_type": "ViT", "size": {"height": side, "width": side}, "crop_pct": None}
+        )
     further = [name for name in FURTHER if config.get(name)]
     if abs(scale * 255 - 1) > 1e-3 or further:
         asked = f"; {further[0]} is {config[further[0]]!r}" if further else ""
         raise ValueError(f"only resizing, cropping and normalising images in [0, 1] are done here{asked}")
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViT")
-    if re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind) not in PLAIN:
+    if model not in PLAIN:
         raise ValueError(f"a {kind} may do more than resizing, cropping and normalising; done here: {', '.join(PLAIN)}")
     clip = "CLIP" in kind
     size = _size(config["size"], square=not clip) if config.get("do_resize", True) else None

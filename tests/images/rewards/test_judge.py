@@ -173,6 +173,12 @@ def test_a_judgement_is_kept_by_image_prompt_question_and_model(tmp_path: Path) 
         ("Score: 5e-1", 0.5),
         ("Score (0 to 10): 8", None),
         ("Score: (0 to 10) 8", None),
+        ("Score: (0-10): 8", None),
+        ("Score: (1–5) 4", None),
+        ("Score: (3-shot) 9", None),
+        ("**Score**: (1-10) **7**", None),
+        ("Score: [**7**]", 7),
+        ("Score: 7\n(Score: [0,10])", 7),
     ],
 )
 def test_a_comma_in_a_score_is_a_decimal_one_or_unclear(answer: str, score: float | None, tmp_path: Path) -> None:

@@ -104,6 +104,22 @@ def test_every_processor_that_is_taken_is_transformers_own(kind: str, tmp_path: 
     assert (((got - expected) * torch.tensor(mine.std)[:, None, None]).abs() * 255).max() < 1.5
 
 
+def test_convnext_is_taken_where_it_cuts_nothing(tmp_path: Path) -> None:
+    """From 384 pixels on, its processor makes any image square; below, it enlarges by crop_pct and cuts."""
+    from transformers import ConvNextImageProcessorPil
+
+    processor = ConvNextImageProcessorPil(size={"shortest_edge": 384})
+    processor.save_pretrained(tmp_path)
+    batch = images(1, 3, 240, 300)
+    expected = processor(pictures(batch), return_tensors="pt")["pixel_values"]
+    mine = preprocess.read(tmp_path, "test")
+    assert mine(batch).shape == expected.shape
+    assert (((mine(batch) - expected) * torch.tensor(mine.std)[:, None, None]).abs() * 255).max() < 1.5
+    ConvNextImageProcessorPil(size={"shortest_edge": 224}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="crop_pct is 0"):
+        preprocess.read(tmp_path, "test")
+
+
 @pytest.mark.parametrize("ending", ["", "Fast", "Pil"])
 @pytest.mark.parametrize("kind", ["Levit", "EfficientNet", "Perceiver", "DeepseekOcr2"])
 def test_a_processor_that_does_more_is_refused(kind: str, ending: str, tmp_path: Path) -> None:
