@@ -62,7 +62,7 @@ EXPRESSIONS = ("<lambda>", "<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>")
 
 GOALS = {"train": (30, 55), "ddpo": (32, 60)}
 """At most so many files and crossings."""
-REACHED = {"train": (46, 104), "ddpo": (36, 70)}
+REACHED = {"train": (47, 106), "ddpo": (38, 76)}
 """What there was when last somebody walked them: tests/benchmarks/test_journeys.py lets them grow by two at most."""
 TASK = "maze2d-umaze-v1"
 ROWS = "2000"

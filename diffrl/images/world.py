@@ -62,7 +62,9 @@ class World:
         """Share the network's frozen weights out: each process keeps a part, and a block's are together while it runs.
 
         FSDP2 (`torch.distributed.fsdp.fully_shard`) of all that is not trained; what is, the adapters, every process
-        has whole, and its gradients are summed as ever. From then on all processes must call the network equally often.
+        has whole, and its gradients are summed as ever. So it has the little that diffusers keeps in another precision,
+        which FSDP2 of older versions of PyTorch does not mix. From then on all processes must call the network equally
+        often.
 
         Raises UserError for a model of two networks, each of which is called for some of the rows only.
         """
@@ -74,10 +76,11 @@ class World:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.size,))
-        network, trained = tuned.network, set(tuned.parameters().values())
+        network, whole = tuned.network, set(tuned.parameters().values())
+        whole |= {parameter for parameter in network.parameters() if parameter.dtype != network.dtype}
         blocks = [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
         for module in (*blocks, network):
-            fully_shard(module, mesh=mesh, ignored_params=trained)
+            fully_shard(module, mesh=mesh, ignored_params=whole)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over the processes; one that only others have is 0 here, and one that nobody has stays None.

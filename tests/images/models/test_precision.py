@@ -11,6 +11,7 @@ from torch import nn
 from diffrl.images.model import Lora
 from diffrl.images.models.loading import quiet, read_index, read_pipeline
 from diffrl.images.models.pipelines import load_pipeline
+from diffrl.images.world import World
 from tests.images import newer, tiny
 
 PIPELINES: dict[str, Callable[[Path], Path]] = {
@@ -66,3 +67,20 @@ def test_a_network_is_read_once_and_parts_that_are_not_wanted_never(
     assert pipeline.text_encoder is None
     assert pipeline.tokenizer is not None
     assert pipeline.vae is not None
+
+
+def test_what_stays_in_float32_is_not_shared_out_with_the_rest(tmp_path: Path) -> None:
+    """A group of FSDP2's is of one precision: older versions of PyTorch take no other. One process, over gloo."""
+    from torch import distributed
+    from torch.distributed.tensor import DTensor
+
+    model = load_pipeline(str(newer.save_wan(tmp_path / "wan")), lora=Lora(2), precision="bf16")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        World().shard(model.tuned)
+        parameters = dict(model.tuned.network.named_parameters())
+    finally:
+        distributed.destroy_process_group()
+    shared = {name for name, parameter in parameters.items() if isinstance(parameter, DTensor)}
+    assert shared == {name for name, parameter in parameters.items() if parameter.dtype == torch.bfloat16}
+    assert {name.split(".")[0] for name in shared} >= {"blocks", "patch_embedding", "proj_out"}
