@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 import diffrl
 from diffrl.cli import main
+from diffrl.runs.run import Run
 from diffrl.runs.sweep import plan, show, state
 from diffrl.runs.sweep.adding import lengthened, widened, with_seeds
 from diffrl.runs.sweep.job import concluded
@@ -409,7 +411,11 @@ def test_a_setting_of_which_a_seed_has_diverged_has_no_star(
     (line,) = starred(said.splitlines())
     name = next(run.name for run in sweep.runs if run.name.rpartition(".")[2] in line)
     luck = "A starred score is the best of 2 noisy ones, and so too high. Train the winner on fresh seeds and take "
-    assert f"{luck}their scores: diffrl train {tmp_path}/s/{name}/config.yaml --seeds 2 3" in " ".join(told.split())
+    typed = f"train {tmp_path}/s/{name}/config.yaml --seeds 2 3 --out {tmp_path}/s-winner"
+    assert f"{luck}their scores: diffrl {typed} " in " ".join(told.split())
+    assert main(shlex.split(typed)) == 0
+    assert Run.read(tmp_path / "s-winner").config.seeds == (2, 3)
+    capsys.readouterr()
     frozen_in(tmp_path / "s" / name, STEPS)
     assert main(words) == 0
     said, told = capsys.readouterr()

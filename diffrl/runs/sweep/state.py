@@ -343,9 +343,11 @@ def luck(folder: Path, sweep: Sweep, winners: Mapping[Key, Winner]) -> str:
     used = {seed for run in sweep.runs for seed in run.config.seeds}
     n = sum(len(run.config.seeds) for run in won.runs)
     fresh = " ".join(str(max(used) + 1 + i) for i in range(n))
+    out = f"{folder if folder.name else folder.resolve()}-winner"  # the configuration names the winner's own folder
     return (
         f"A starred score is the best of {won.rivals} noisy ones, and so too high. Train the winner on fresh seeds and "
-        f"take their scores: diffrl train {typed(folder / won.runs[0].name / 'config.yaml')} --seeds {fresh}"
+        f"take their scores: diffrl train {typed(folder / won.runs[0].name / 'config.yaml')} --seeds {fresh} "
+        f"--out {typed(out)}"
     )
 
 
