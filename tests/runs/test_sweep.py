@@ -677,6 +677,21 @@ def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:
     assert labels(Sweep(trials)) == ["bc trial=0", "bc trial=1"]
 
 
+@pytest.mark.parametrize("stem", ["bc", "my config", "x" * 140])
+@pytest.mark.parametrize("more", ["", " log_every=30"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_seeds_that_are_added_are_of_the_same_setting(stem: str, more: str, separate: bool, tmp_path: Path) -> None:
+    """Whatever a name is made fit for a folder by, and whether a value that is the default is given or not."""
+    ((_, base),) = plan.bases(["bc/maze2d-umaze-v1"], [], [])
+    base = dataclasses.replace(base, log_every=30)
+    there = plan.grid([(stem, base)], ["agent.width=8,16"], (0,), separate)
+    asked = plan.grid([(stem, base)], ["agent.width=8,16", *more.split()], (0, 1, 2), separate)
+    made = widened(tmp_path, Sweep(tuple(there)), asked)
+    groups = [[run.config.seeds for run in group] for group in state.by_setting(made.runs).values()]
+    assert groups == [[(0,), (1,), (2,)] if separate else [(0,), (1, 2)]] * 2
+    assert len(set(labels(made))) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_jobs_do_not_change_a_run(uncut: Path, tmp_path: Path, jobs: str) -> None:
