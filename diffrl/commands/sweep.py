@@ -40,7 +40,7 @@ them. The seeds of one setting are one run, trained side by side, unless --separ
 one thread; --set workers=4 gives it more.
 The same --out with other values or seeds adds runs to those that are there, and changes none of them.
 The best of many noisy scores is too high, as it is chosen for its luck, too: train the winner on fresh seeds, and
-take their scores, by diffrl train sweeps/q/NAME/config.yaml --seeds 10 11 12.
+take their scores, by diffrl train sweeps/q/NAME/config.yaml --seeds 10 11 12 --out sweeps/q-winner.
 Ctrl-C has the runs save and end."""
 
 

@@ -338,11 +338,12 @@ where policies draw alike.{caveat}</p>
 <table><tr><th>difference</th><th class=n>over seeds<br>and start states</th><th class=n>over start<br>states alone</th>
 <th class=n>over training<br>seeds alone</th></tr>{"".join(several)}</table>
 <p class=about>More than noise: the first interval leaves 0 out. It is of the methods, and allows for other training
-seeds and other start states at once (crossed random effects, with Satterthwaite's degrees of freedom). The others tell
-which of both the noise comes from. Over start states, of these very policies: Student's t on paired differences. Over
-training seeds, from these very states: Welch's t on the seeds' means, as of two groups, also where both runs have seeds
-of the same numbers. Runs of one origin, of which one was made from the other or both from a third, differ by what
-became of the seeds that both have: Student's t on the differences of each seed.</p>
+seeds and other start states at once (crossed random effects; half of its width is the root of summed squares, each
+part with Student's quantile of its own degrees of freedom). The others tell which of both the noise comes from. Over
+start states, of these very policies: Student's t on paired differences. Over training seeds, from these very states:
+Welch's t on the seeds' means, as of two groups, also where both runs have seeds of the same numbers. Runs of one
+origin, of which one was made from the other or both from a third, differ by what became of the seeds that both have:
+Student's t on the differences of each seed.</p>
 <img src="data:image/png;base64,{image}" alt="what the policies did">
 </body></html>
 """

@@ -143,23 +143,49 @@ def crossed(rng: np.random.Generator, shape: tuple[int, int], seeds: float, star
     return np.asarray(effects)
 
 
-@pytest.mark.parametrize("shape", [(3, 50), (5, 20), (10, 50)])
+@pytest.mark.parametrize("shape", [(2, 10), (2, 100), (3, 50), (10, 50)])
 @pytest.mark.parametrize("starts", [0.0, 0.5, 1.0, 2.0])
-def test_equal_methods_are_told_to_differ_in_5_of_100(shape: tuple[int, int], starts: float) -> None:
-    """Where seeds alone make noise, start states more than they, or both; within three errors of 600 comparisons.
+@pytest.mark.parametrize("paired", [False, True])
+def test_equal_methods_are_told_to_differ_in_at_most_5_of_100(
+    shape: tuple[int, int], starts: float, paired: bool
+) -> None:
+    """Where seeds alone make noise, start states more than they, or both; within three errors of 400 comparisons.
 
     starts: the deviation that start states give a mean, in units of that which seeds give. With both, each of the two
-    intervals alone leaves 0 out in more, and both together in 11 of 100 of the last shape.
+    intervals alone leaves 0 out in more, and both together in 11 of 100 of the last shape. Nor is the interval too wide
+    to tell anything: of seeds alone it is the exact one, and else it leaves 0 out now and then.
     """
-    rng, n, hit, each = np.random.default_rng(int(10 * starts) + shape[0]), 600, 0, 0
+    (S, E), n, hit, each = shape, 400, 0, 0
+    rng = np.random.default_rng(int(10 * starts) + S + E)
     for _ in range(n):
-        ours, theirs = (crossed(rng, shape, 1, starts * np.sqrt(shape[1] / shape[0]), 0.3) for _ in range(2))
-        found = difference(ours, theirs)
+        ours, theirs = (crossed(rng, shape, 1, starts * np.sqrt(E / S), 0.1) for _ in range(2))
+        found = difference(ours, theirs, common=tuple(range(S)) if paired else ())
         hit += found.verdict.startswith("More than noise")
         each += found.over_starts.beyond_noise and found.over_seeds.beyond_noise
-    assert hit / n < 0.05 + 3 * np.sqrt(0.05 * 0.95 / n)
+        assert found.over_both.low <= min(found.over_starts.low, found.over_seeds.low) + 1e-9
+    error = np.sqrt(0.05 * 0.95 / n)
+    assert hit / n < 0.05 + 3 * error
+    assert hit / n > (0.05 - 3 * error if not starts and S > 2 else 0.002)
     if shape == (10, 50) and starts == 1:
         assert each / n > 0.08
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("shape", [(2, 10), (2, 100), (5, 20)])
+def test_successes_have_an_interval_that_is_no_wider_than_its_parts(shape: tuple[int, int], paired: bool) -> None:
+    """Of 0 and 1, where residuals may have more variance than seeds and start states."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        ours, theirs = ((rng.random(shape) < 0.5).astype(float) for _ in range(2))
+        found = difference(ours, theirs, common=tuple(range(shape[0])) if paired else ())
+        both, starts, seeds = (
+            (each.high - each.low) / 2 for each in (found.over_both, found.over_starts, found.over_seeds)
+        )
+        assert found.over_both.known
+        assert max(starts, seeds) - 1e-9 <= both <= max(np.hypot(starts, seeds), 0.5) + 1e-9
+        assert "one seed" not in found.verdict
+    one = difference(np.eye(2), np.zeros((2, 2)), common=(0, 1))  # neither seeds nor start states differ in their means
+    assert one.verdict.startswith("Not more than noise")
 
 
 @pytest.mark.parametrize(("seeds", "starts"), [(1.0, 0.0), (0.0, 1.0)])
@@ -317,8 +343,23 @@ def test_the_same_returns_are_no_difference_however_few_there_are() -> None:
     one, two = np.full((2, 1), 3.0), np.array([[1.0, 4.0], [2.0, 0.0]])
     assert difference(one, one).verdict == "No difference at all: the same return from the one start state."
     assert difference(two, two).verdict == "No difference at all: the same return from every start state."
+    assert difference(two, two[::-1]).verdict.startswith("No difference at all")  # the same seeds, in another order
+    assert difference(one, np.full((3, 1), 3.0)).verdict.startswith("No difference at all")
+    assert difference(two, two[::-1], common=(0, 1)).verdict.startswith("Not more than noise")
+    other = np.array([[0.0, 3.0], [3.0, 1.0]])  # the same means over seeds, of other returns
+    assert (two.mean(0) == other.mean(0)).all()
+    assert difference(two, other).verdict.startswith("Not more than noise")
     assert difference(two, two[:, ::-1]).over_starts.mean == 0
     assert difference(two, two[:, ::-1]).verdict.startswith("Not more than noise")
+
+
+@pytest.mark.parametrize("common", [(), (0, 1)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_returns_that_are_not_finite_have_no_verdict(value: float, common: tuple[int, ...]) -> None:
+    broken = np.array([[1.0, value], [0.0, 1.0]])
+    found = difference(broken, np.zeros((2, 2)), common=common)
+    assert found.verdict == "No verdict: 1 return not finite (NaN or infinite)."
+    assert found.starts == found.seeds == "unknown: 1 return not finite"
 
 
 def test_a_run_at_an_address_is_called_by_it(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

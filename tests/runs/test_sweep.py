@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 import diffrl
 from diffrl.cli import main
+from diffrl.runs.run import Run
 from diffrl.runs.sweep import plan, show, state
 from diffrl.runs.sweep.adding import lengthened, widened, with_seeds
 from diffrl.runs.sweep.job import concluded
@@ -409,7 +411,11 @@ def test_a_setting_of_which_a_seed_has_diverged_has_no_star(
     (line,) = starred(said.splitlines())
     name = next(run.name for run in sweep.runs if run.name.rpartition(".")[2] in line)
     luck = "A starred score is the best of 2 noisy ones, and so too high. Train the winner on fresh seeds and take "
-    assert f"{luck}their scores: diffrl train {tmp_path}/s/{name}/config.yaml --seeds 2 3" in " ".join(told.split())
+    typed = f"train {tmp_path}/s/{name}/config.yaml --seeds 2 3 --out {tmp_path}/s-winner"
+    assert f"{luck}their scores: diffrl {typed} " in " ".join(told.split())
+    assert main(shlex.split(typed)) == 0
+    assert Run.read(tmp_path / "s-winner").config.seeds == (2, 3)
+    capsys.readouterr()
     frozen_in(tmp_path / "s" / name, STEPS)
     assert main(words) == 0
     said, told = capsys.readouterr()
@@ -683,6 +689,21 @@ def test_no_two_settings_of_a_task_have_one_name_in_the_table() -> None:
     assert told == [f"bc agent.width={width} ({stem})" for stem in ("one", "other") for width in (8, 16)]
     trials = tuple(dataclasses.replace(run, trial=9) for run in made[:2])
     assert labels(Sweep(trials)) == ["bc trial=0", "bc trial=1"]
+
+
+@pytest.mark.parametrize("stem", ["bc", "my config", "x" * 140])
+@pytest.mark.parametrize("more", ["", " log_every=30"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_seeds_that_are_added_are_of_the_same_setting(stem: str, more: str, separate: bool, tmp_path: Path) -> None:
+    """Whatever a name is made fit for a folder by, and whether a value that is the default is given or not."""
+    ((_, base),) = plan.bases(["bc/maze2d-umaze-v1"], [], [])
+    base = dataclasses.replace(base, log_every=30)
+    there = plan.grid([(stem, base)], ["agent.width=8,16"], (0,), separate)
+    asked = plan.grid([(stem, base)], ["agent.width=8,16", *more.split()], (0, 1, 2), separate)
+    made = widened(tmp_path, Sweep(tuple(there)), asked)
+    groups = [[run.config.seeds for run in group] for group in state.by_setting(made.runs).values()]
+    assert groups == [[(0,), (1,), (2,)] if separate else [(0,), (1, 2)]] * 2
+    assert len(set(labels(made))) == 2
 
 
 @pytest.mark.slow

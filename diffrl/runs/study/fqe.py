@@ -8,8 +8,9 @@ batches, so that a policy's value does not depend on which others are evaluated 
 
 Each step moves Q' to Q by a share tau, and so the values to their fixed point by a share of about tau (1 - gamma). Of
 a long horizon tau is larger, so that tau (1 - gamma) does not fall below what it is at gamma = 0.99: `target_rates`.
-Values have settled where steps x tau (1 - gamma), `settled`, is some 3 or more: e^-3 of the way is left. Errors of the
-network grow by the horizon, too, which more steps alone do not mend.
+Values are taken to have settled where steps x tau (1 - gamma), `settled`, is 3 or more. Of an exact fit e^-3 of the way
+would then be left; the error is no smaller than that of the network, which grows with the horizon, and which more steps
+do not mend.
 
 What is fitted is u = (1 - gamma) Q, the mean discounted reward a step, which compares policies of different discounts.
 It lies between the smallest and the largest reward (and 0, where episodes end), and targets are clamped to that.
@@ -45,7 +46,7 @@ def target_rates(discounts: Tensor, config: FQEConfig) -> Tensor:
 
 
 def settled(discounts: Tensor, config: FQEConfig) -> Tensor:
-    """The steps in units of the time in which values settle, (P,): exp(-this) of the way to them is left."""
+    """The steps in units of the time in which values settle, (P,): of exact fits exp(-this) of the way is left."""
     return config.steps * target_rates(discounts, config) * (1 - discounts)
 
 

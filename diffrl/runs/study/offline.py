@@ -30,7 +30,7 @@ from diffrl.runs.kind import OFFLINE
 from diffrl.runs.policy import load_agent
 from diffrl.runs.run import Run
 from diffrl.runs.study.config import FQEConfig
-from diffrl.runs.study.fqe import ENOUGH, Experience, fitted_values, settled
+from diffrl.runs.study.fqe import ENOUGH, LONGEST, Experience, fitted_values, settled
 from diffrl.runs.study.policies import Policy
 from diffrl.runs.train import same_data
 from diffrl.support.console import work
@@ -212,7 +212,9 @@ def _unsettled(discounts: Tensor, config: FQEConfig) -> list[str]:
         share = float(settled(torch.tensor(discount), config))
         if share < ENOUGH:
             more = math.ceil(config.steps * ENOUGH / share / 1000) * 1000 if share > 0 else 0
-            enough = f" --fqe.steps {more} leaves 5 %." if more else ""
+            enough = f" --fqe.steps {more} settles." if more else ""
+            if more and discount > LONGEST:
+                enough += " The network's errors grow with the horizon, too, which more steps do not mend."
             said.append(
                 f"fqe has not settled at a discount of {discount:.6g}: {math.exp(-share):.0%} of the way to the values "
                 f"is left.{enough}"

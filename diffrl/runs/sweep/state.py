@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,9 +153,13 @@ def labels(sweep: Sweep) -> list[str]:
     where two that have all of that in common differ in it.
     """
     varying = varied(sweep)
-    stems = [run.name.partition(",")[0] for run in sweep.runs]
+    stems = [(run.unseeded or run.name).partition(",")[0] for run in sweep.runs]
+    firsts: dict[tuple[str, Key], SweepRun] = {}
+    for run, stem in zip(sweep.runs, stems, strict=True):
+        firsts.setdefault((stem, setting_of(run)), run)  # seeds that were added are called as those that are there
     words = [
-        f"trial={place}" if run.trial is not None else setting(run, varying) for place, run in enumerate(sweep.runs)
+        f"trial={place}" if run.trial is not None else setting(firsts[stem, setting_of(run)], varying)
+        for place, (run, stem) in enumerate(zip(sweep.runs, stems, strict=True))
     ]
     plain = [f"{run.config.agent.name} {word}".strip() for run, word in zip(sweep.runs, words, strict=True)]
     named: dict[tuple[str, str], set[str]] = {}
@@ -238,8 +243,11 @@ Key = tuple[object, ...]
 
 
 def setting_of(run: SweepRun) -> Key:
-    """What tells a run from those of other settings, and not from those of other seeds."""
-    return run.name.partition(",")[0], *sorted((key, exact(value)) for key, value in run.settings.items()), run.trial
+    """What tells a run from those of other settings, and not from those of other seeds: its configuration without them.
+
+    Names and what `--set` gave do not: seeds that are added later have other names, and a default may be given, too.
+    """
+    return dataclasses.replace(run.config, seeds=(0,)), run.trial
 
 
 def rated(
@@ -343,9 +351,11 @@ def luck(folder: Path, sweep: Sweep, winners: Mapping[Key, Winner]) -> str:
     used = {seed for run in sweep.runs for seed in run.config.seeds}
     n = sum(len(run.config.seeds) for run in won.runs)
     fresh = " ".join(str(max(used) + 1 + i) for i in range(n))
+    out = f"{folder if folder.name else folder.resolve()}-winner"  # the configuration names the winner's own folder
     return (
         f"A starred score is the best of {won.rivals} noisy ones, and so too high. Train the winner on fresh seeds and "
-        f"take their scores: diffrl train {typed(folder / won.runs[0].name / 'config.yaml')} --seeds {fresh}"
+        f"take their scores: diffrl train {typed(folder / won.runs[0].name / 'config.yaml')} --seeds {fresh} "
+        f"--out {typed(out)}"
     )
 
 
