@@ -113,7 +113,7 @@ class AgentConfig(ABC):
             return made(self, observation_size, action_size, seeds, device)
         from agents import contract
 
-        plugin = plugins.bringing("diffrl.agents", self.name, type(self))
+        plugin = plugins.bringing("diffrl.agents", [type(self)], self.name)
         refuse = UserError if plugin is None else plugin.broken
         with contextlib.nullcontext() if plugin is None else plugin.blamed(f"{made.__name__}(...)"):
             agent = made(self, observation_size, action_size, seeds, device)
@@ -130,7 +130,7 @@ class AgentConfig(ABC):
 
     def implemented(self) -> type[Agent]:
         """What `implementation` gives. Raises UserError where it is another package's, and fails or gives no agent."""
-        plugin = None if self._ours() else plugins.bringing("diffrl.agents", self.name, type(self))
+        plugin = None if self._ours() else plugins.bringing("diffrl.agents", [type(self)], self.name)
         if plugin is None:
             return self.implementation()
         from agents.base import Agent

@@ -4,7 +4,7 @@ The second is seen, not guessed: the first steps of a training are compared with
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,18 +41,18 @@ def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:
     be a state or not, and is not looked at.
     """
     own = agent.update
-    before: dict[int, tuple[str, Tensor, Tensor]] = {}
+    before: list[tuple[str, Tensor, Tensor]] = []
     made = 0
 
     def update(batch: Any, generator: torch.Generator, phase: int = 0) -> Metrics:
         nonlocal made
         if made == 0:
-            before.update((id(tensor), (where, tensor, tensor.detach().clone())) for where, tensor in _reached(agent))
+            before.extend((where, tensor, tensor.detach().clone()) for where, tensor in _reached(agent))
         metrics = own(batch, generator, phase)
         made += 1
         if made == agent.period:
             agent.__dict__.pop("update")
-            changed = {where: now for where, now, then in before.values() if not _same(now, then)}
+            changed = [(where, now) for where, now, then in before if not _same(now, then)]
             before.clear()
             if lost := _not_in(changed, agent.state_dict()):
                 some = joined(lost) if len(lost) < 4 else f"{', '.join(lost[:3])} and {len(lost) - 3} more"
@@ -66,11 +66,11 @@ def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:
     agent.update = update  # type: ignore[method-assign]
 
 
-def _not_in(changed: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+def _not_in(changed: Sequence[tuple[str, Tensor]], state: dict[str, Tensor]) -> list[str]:
     """The names of changed tensors that a state holds neither themselves nor as a copy, each memory once."""
     kept = {tensor.data_ptr() for tensor in state.values()}
     lost: dict[int, str] = {}
-    for where, tensor in changed.items():
+    for where, tensor in changed:
         at = tensor.data_ptr()
         if at not in kept and not any(_same(tensor, copy) for copy in state.values()):
             lost.setdefault(at, where)

@@ -1,7 +1,6 @@
 """The agents by name: ours, and those of other packages, entry points of the group `diffrl.agents`. No torch."""
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -61,13 +60,8 @@ def get_or_absent(name: str, values: Mapping[str, Any]) -> type[AgentConfig]:
 
 def _checked(plugin: Plugin) -> type[AgentConfig]:
     """The configuration class that a package brings. Raises UserError where it is none."""
-    config = plugin.load()
-    if not (isinstance(config, type) and issubclass(config, AgentConfig)):
-        raise plugin.broken(f"it is {config!r}; expected a subclass of agents.AgentConfig")
-    if "__dataclass_fields__" not in vars(config):
-        raise plugin.broken("the class is not a @dataclass(frozen=True)")
-    if inspect.isabstract(config):
-        raise plugin.broken("the class has no method `implementation`, which gives the agent's class")
+    config: type[AgentConfig]
+    config = plugin.schema(AgentConfig, "agents.AgentConfig", "`implementation`, which gives the agent's class")
     if getattr(config, "name", None) != plugin.name:
         raise plugin.broken(f"the class is called {getattr(config, 'name', None)!r}; expected name = {plugin.name!r}")
     return config

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, cast
 from diffrl.support.errors import UserError, closest, joined, printable, shortened
 from diffrl.support.stopping import Interrupted, stop_signals
 
+HELP_WORDS = ("-h", "--help")
 HELP = """diffrl: offline reinforcement learning on one diffusion core
 
   diffrl train CONFIG [--steps N --seeds 0 1 2 ...]   train an agent
@@ -112,16 +113,16 @@ def _augment(words: Sequence[str]) -> int:
     from diffrl.commands import augment
     from diffrl.support import plugins
 
-    about = "Enlarge a data set by synthetic experience."
-    if listed := plugins.listed(methods.GROUP, augment.VERBS):
-        about += f" Of other packages: {', '.join(listed)}."
-    verbs, others = dict(augment.VERBS), methods.names(augment.VERBS)
-    for line in plugins.left_out(methods.GROUP, {*words[:1]} & {*verbs}):
-        print(f"diffrl: {line}", file=sys.stderr)
-    brought = methods.find(words[0], verbs) if words else None
-    if brought is not None:
+    about, verbs = "Enlarge a data set by synthetic experience.", dict(augment.VERBS)
+    if not words or words[0] in HELP_WORDS:
+        if listed := plugins.listed(methods.GROUP, verbs):
+            about += f" Of other packages: {', '.join(listed)}."
+    elif words[0] in verbs:
+        for line in plugins.left_out(methods.GROUP, {words[0]}):
+            print(f"diffrl: {line}", file=sys.stderr)
+    elif (brought := methods.find(words[0], verbs)) is not None:
         verbs[words[0]] = augment.of_package(brought)
-    return _subcommand("augment", about, verbs, words, others)
+    return _subcommand("augment", about, verbs, words, lambda: methods.names(verbs))
 
 
 def _finetune(words: Sequence[str]) -> int:
@@ -172,23 +173,25 @@ def _completion(words: Sequence[str]) -> int:
 
 
 def _subcommand(
-    name: str, description: str, verbs: Mapping[str, type], words: Sequence[str], others: Sequence[str] = ()
+    name: str,
+    description: str,
+    verbs: Mapping[str, type],
+    words: Sequence[str],
+    others: Callable[[], Sequence[str]] = lambda: (),
 ) -> int:
-    """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`. others: verbs that there are besides."""
+    """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`. others: gives further verbs."""
     import tyro
 
     from diffrl.commands.words import parse
 
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in HELP_WORDS:
         app = tyro.extras.SubcommandApp()
         for verb, schema in verbs.items():
-            first = inspect.cleandoc(schema.__doc__ or verb).split("\n\n")[
-                0
-            ]  # what it does; the rest is its own help's
+            first, *_ = inspect.cleandoc(schema.__doc__ or verb).split("\n\n")  # the rest is the verb's own help
             app.command(name=verb)(type(schema.__name__, (schema,), {"__doc__": first}))
         app.cli(args=["--help"], prog=f"diffrl {name}", description=description)
     if words[0] not in verbs:
-        raise _no_command(words, {verb: f"{name} {verb}" for verb in [*verbs, *others]}, name)
+        raise _no_command(words, {verb: f"{name} {verb}" for verb in [*verbs, *others()]}, name)
     # Its verb alone: in what several verbs have, tyro names those that are not meant, and not as they are called.
     asked: Any = parse(verbs[words[0]], words[1:], f"diffrl {name} {words[0]}")
     return int(asked.run() or 0)
@@ -335,7 +338,7 @@ def _is_silent() -> bool:
 
 def _help_first(verb: str, words: Sequence[str]) -> Sequence[str]:
     """The words of a verb with --help before its operands, so that its usage shows them: tyro's has those to come."""
-    asking = [word for word in words if word in ("-h", "--help")]
+    asking = [word for word in words if word in HELP_WORDS]
     if not asking or verb == "train":  # whose operand is taken from the words before tyro sees them
         return words
     rest = [word for word in words if word not in asking]

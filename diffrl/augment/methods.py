@@ -5,7 +5,6 @@ The name of an entry point is the verb: `diffrl augment NAME`. Its object is a d
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class Method(Request, ABC):
         """
         from diffrl.augment.job import augment
 
-        plugin = _bringing(self)
+        plugin = plugins.bringing(GROUP, type(self).__mro__)  # the verb's class is made of the package's
         if plugin is None:  # in Python, without an entry point: of the package that its class is in
             return augment(self, self.augmenter(), quiet=quiet, by=type(self).__module__.partition(".")[0])
         return augment(self, _made(plugin, self), quiet=quiet, by=plugin.release)
@@ -61,15 +60,6 @@ def _made(plugin: Plugin, method: Method) -> Augmenter:
     return made
 
 
-def _bringing(method: Method) -> Plugin | None:
-    """The entry point by which a method's class, or the one that it is made of, came here; None where there is none."""
-    for kind in type(method).__mro__:
-        for plugin in plugins.found(GROUP):
-            if plugins.bringing(GROUP, plugin.name, kind) is not None:
-                return plugin
-    return None
-
-
 def find(name: str, own: Collection[str]) -> type[Method] | None:
     """The options of the method that another package brings under a name; None where none does, or it is one of `own`.
 
@@ -81,13 +71,8 @@ def find(name: str, own: Collection[str]) -> type[Method] | None:
 
 def checked(plugin: Plugin) -> type[Method]:
     """The options that a package brings. Raises UserError where they are none."""
-    schema = plugin.load()
-    if not (isinstance(schema, type) and issubclass(schema, Method)):
-        raise plugin.broken(f"it is {shown(schema)}; expected a subclass of diffrl.augment.methods.Method")
-    if "__dataclass_fields__" not in vars(schema):
-        raise plugin.broken("the class is not a @dataclass(frozen=True)")
-    if inspect.isabstract(schema):
-        raise plugin.broken("the class has no method `augmenter`, which gives the Augmenter")
+    schema: type[Method]
+    schema = plugin.schema(Method, "diffrl.augment.methods.Method", "`augmenter`, which gives the Augmenter")
     return schema
 
 

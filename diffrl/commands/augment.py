@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +26,18 @@ from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.support.machine import explaining_memory
 from diffrl.support.schema import NotNegative
 from diffrl.support.stopping import going_on
+
+
+@contextmanager
+def _kept(what: str, less: str) -> Iterator[None]:
+    """Around a verb's `run`: where memory runs out, or it is stopped, says that what is saved is kept.
+
+    what, less: of `explaining_memory`.
+    """
+    saved = "What is saved is kept: the same command goes on, where more memory is free"
+    stopped = "Stopped. What is trained and generated is kept: the same command goes on."
+    with explaining_memory(what, less, lambda: saved), going_on(lambda: stopped):
+        yield
 
 
 @dataclass(frozen=True)
@@ -49,12 +63,10 @@ class Synther(Request):
     model: Annotated[SynthERConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SynthERConfig)
     sampling: Annotated[Sampling, tyro.conf.OmitArgPrefixes] = field(default_factory=Sampling)
 
-    @explaining_memory(
+    @_kept(
         "SynthER's training or sampling",
         "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
-        lambda: "What is saved is kept: the same command goes on, where more memory is free",
     )
-    @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
         self.refuse()
@@ -133,12 +145,10 @@ class FlowToBetter(Request):
     OUT-flow-to-better/relabelled.hdf5. (Generated rows always have the learned reward, and with --mix append the real
     rows do too.)"""
 
-    @explaining_memory(
+    @_kept(
         "Flow-to-Better's training or sampling",
         "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
-        lambda: "What is saved is kept: the same command goes on, where more memory is free",
     )
-    @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
     def run(self) -> int:
         """Do it."""
         self.refuse()
@@ -218,12 +228,10 @@ def of_package(schema: type[Method]) -> type:
         dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
         """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
 
-        @explaining_memory(
+        @_kept(
             "The method's training or sampling",
             "a smaller model or batch, or --rows (a model of other settings needs another --folder)",
-            lambda: "What is saved is kept: the same command goes on, where more memory is free",
         )
-        @going_on(lambda: "Stopped. What is trained and generated is kept: the same command goes on.")
         def run(self) -> int:
             """Do it."""
             self.refuse()

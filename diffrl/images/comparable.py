@@ -12,7 +12,7 @@ from diffrl.images.config import FinetuneConfig
 from diffrl.images.config.base import CONFIG, NOTHING
 from diffrl.images.run import EVALUATIONS, MODEL, FinetuneRun, trained_further
 from diffrl.images.saved import measures_again
-from diffrl.images.stored import DIGESTS, MEASURED_BY, PROMPTS, SCORED_BY, TRAINED_BY, load, same_reward
+from diffrl.images.stored import DIGESTS, MEASURED_BY, PROMPTS, SCORED_BY, TRAINED_BY, TRAINING, load, same_reward
 from diffrl.support import folder
 from diffrl.support.errors import UserError, joined
 
@@ -38,10 +38,9 @@ def _require_its_checkpoints(run: FinetuneRun) -> None:
     before, now = run.about().get(TRAINED_BY), run.trained_by
     if not isinstance(before, dict):
         return
-    before = {"lora_alpha": None, **before}  # left out where it is not set
-    now = {"lora_alpha": None, **now}
-    if changes := [name for name in now if before.get(name, now[name]) != now[name]]:
-        said = joined([f"{name}: {_said(now[name])} (before: {_said(before[name])})" for name in changes])
+    # A setting that is not there was not set, or is younger than the run.
+    if changes := [name for name in TRAINING if before.get(name) != now.get(name)]:
+        said = joined([f"{name}: {_said(now.get(name))} (before: {_said(before.get(name))})" for name in changes])
         raise UserError(f"{run.path} cannot go on with {said}. {_way_out(run, 'Put it back', before.get('lora', 0))}")
 
 

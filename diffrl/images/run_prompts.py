@@ -18,6 +18,7 @@ def prompts_of_run(config: FinetuneConfig, model: ImageModel, base: str | None) 
 
     base: the built-in model that it is or began as. All are encoded once, so that a bad one is found before training.
     """
+    # Of pairs beside --prompts, too, what is wrong with them is found before the run has a folder.
     pairs = folder_pairs(config.pairs, model) if isinstance(config, DPOConfig) and config.pairs is not None else None
     if config.prompts is not None:
         texts, metadata = read_prompts(config.prompts, files=model.extras)

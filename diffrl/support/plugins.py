@@ -12,6 +12,7 @@ asked for by its name is loaded. A name that diffrl has itself goes on to mean d
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 import traceback
 from collections.abc import Collection, Iterator
@@ -20,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from diffrl.support.errors import UserError, out_of_memory, said_by
+from diffrl.support.errors import UserError, out_of_memory, said_by, shown
 
 Group = Literal["diffrl.agents", "diffrl.rewards", "diffrl.datasets", "diffrl.augmenters"]
 WHAT: dict[Group, str] = {
@@ -58,6 +59,20 @@ class Plugin:
         """The object. Raises UserError where it cannot be imported, whatever the import raises, or if it calls exit."""
         with self.blamed("its import"):
             return self.entry.load()
+
+    def schema(self, base: type, named: str, method: str) -> type[Any]:
+        """The object, a dataclass that derives from `base` and can be made. Raises UserError where it is none.
+
+        named: what `base` is called where it is imported from. method: what it has to add, in words.
+        """
+        found = self.load()
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise self.broken(f"it is {shown(found)}; expected a subclass of {named}")
+        if "__dataclass_fields__" not in vars(found):
+            raise self.broken("the class is not a @dataclass(frozen=True)")
+        if inspect.isabstract(found):
+            raise self.broken(f"the class has no method {method}")
+        return found
 
     @contextlib.contextmanager
     def blamed(self, what: str) -> Iterator[None]:
@@ -125,12 +140,13 @@ def left_out(group: Group, names: Collection[str]) -> list[str]:
     return [str(plugin.broken(_OURS)) for plugin in found(group) if plugin.name in names]
 
 
-def bringing(group: Group, name: str, thing: object) -> Plugin | None:
-    """The plugin of that name whose object, already imported, is `thing`; None where there is none."""
+def bringing(group: Group, things: Collection[object], name: str | None = None) -> Plugin | None:
+    """The plugin, of that name where one is given, whose object is imported and one of `things`; else None."""
     for plugin in found(group):
-        if plugin.name == name and plugin.entry.module in sys.modules:
+        if plugin.entry.module in sys.modules and name in (None, plugin.name):
             with contextlib.suppress(UserError):
-                if plugin.load() is thing:
+                loaded = plugin.load()
+                if any(loaded is thing for thing in things):
                     return plugin
     return None
 
