@@ -7,13 +7,14 @@ after the first has ended: a checkpoint may take longer.
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,8 +22,8 @@ from diffrl.support.errors import UserError
 from diffrl.support.stopping import TWICE, Interrupted, Stopped, check
 
 GRACE = 20.0
-"""Seconds that are left to the processes once one of them has ended before its work was done: nothing is to be saved
-then, but one that waits for another inside of a library may wait for ever."""
+"""Seconds that are left to the processes once one of them has ended before its work was done, or by a signal: nothing
+is to be saved then, but one that waits for another inside of a library may wait for ever."""
 POLL = 0.05
 LAUNCHER = "DIFFRL_LAUNCHER"
 """The variable in which each process finds the process id of what has started it."""
@@ -108,13 +109,17 @@ def _heard() -> Iterator[list[signal.Signals]]:
 def _wait(started: Sequence[subprocess.Popen[bytes]], signals: Sequence[signal.Signals]) -> int:
     """Wait until all have ended. Hand signals on, and end those that are left once one has ended by itself in vain.
 
-    Gives the exit code of the first that so ended, of which the others' are consequences; 0: none did.
+    Also once one has ended by a signal that they were handed: what is to be saved is saved before the first one ends.
+
+    Gives the exit code of the first that ended by itself, of which the others' are consequences; 0: none did.
     """
-    told, first, alone, ending = 0, 0, 0.0, False
+    told, first, alone, ending = 0, 0, math.inf, False
     while True:
         ended = [process.poll() for process in started]
         if not first and not signals and any(ended):  # a code below 0 is a signal's, which none of them has had from us
             first, alone = min(code for code in ended if code), time.monotonic()
+        elif told and alone == math.inf and ended.count(None) < len(ended):
+            alone = time.monotonic()
         if None not in ended:
             return first
         if told < len(signals):
@@ -125,7 +130,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], signals: Sequence[signal.S
             ending = True
             for process in started:
                 process.terminate()
-        if first and time.monotonic() - alone > GRACE:
+        if time.monotonic() - alone > GRACE:
             for process in started:
                 process.kill()
         time.sleep(POLL)
@@ -149,6 +154,28 @@ def _judge(codes: Sequence[int], signals: Sequence[signal.Signals], first: int) 
 def is_silent() -> bool:
     """Whether this process is one of several that `together` has started, of which the first speaks."""
     return LAUNCHER in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def meet(stopped: Callable[[], bool]) -> None:
+    """Wait, if `together` has started this process, until each of the processes has called this.
+
+    Before they form a group: there PyTorch would wait for one that is gone by now, and hear no signal itself. Where
+    one of them is `stopped` before all are here, Stopped is raised in each of them, and else in none.
+    """
+    if LAUNCHER not in os.environ:
+        return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    here, verdict = "diffrl/here", "diffrl/verdict"
+    if store.add(here, 1) == int(os.environ["WORLD_SIZE"]):
+        store.compare_set(verdict, "", "all")
+    while not store.check([verdict]):
+        if stopped():
+            store.compare_set(verdict, "", "stopped")
+        time.sleep(POLL)
+    if store.get(verdict) != b"all":
+        raise Stopped
 
 
 def end_with_launcher() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffrl.images.launch import meet
 from diffrl.images.model import Tuned
 from diffrl.support.errors import UserError, first_line, out_of_memory
+from diffrl.support.stopping import check, stop_signals
 
 
 class World:
@@ -29,7 +31,10 @@ class World:
                 from accelerate import Accelerator
             except ImportError as error:
                 raise UserError("Several processes need accelerate: pip install 'diffrl[images]'.") from error
-            self._accelerator = Accelerator(cpu=self.device.type == "cpu")
+            with stop_signals() as stopped, _together():
+                meet(stopped)
+                self._accelerator = Accelerator(cpu=self.device.type == "cpu")
+            check()
             self.device = self._accelerator.device
 
     @property

@@ -5,6 +5,7 @@ step, is done inside `stop_signals`, which only notes the signal for whoever ask
 is one block of the first kind; a training loop is one of the second kind, with evaluations of the first kind in it.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -35,52 +36,113 @@ class Stopped(KeyboardInterrupt):
 class _Block:
     at_once: bool
     received: bool = False
+    owner: FrameType | None = None
+    """The frame that the block stands in."""
+
+
+@dataclass
+class _Later:
+    """A stop that is raised a little later, by a signal that this process sends itself."""
+
+    since: float
+    timer: threading.Timer | None = None
+    sent: bool = False
 
 
 _blocks: list[_Block] = []  # the innermost last; signals belong to the process, and reach its main thread
 _usual: dict[signal.Signals, Any] = {}
 _noting = False
+_later: _Later | None = None
 
 TWICE = 0.1
 """Seconds in which a further signal is the same one again: `timeout` sends it to the process, and to its whole group.
 
 The first one is acted on when they are over, so that the second one meets nothing.
 """
+IMPORT = 10.0
+"""Seconds in which a stop waits for an import to end. One that is cut leaves half a module, which packages that import
+their parts at first use take for a missing one, or go round in until Python's stack is full."""
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _noting
+    global _noting, _later
     if _noting:
         return
-    _noting = True
-    try:
-        time.sleep(TWICE)
-    finally:
-        _noting = False
-    for known, usual in _usual.items():  # a second signal has its usual effect
-        signal.signal(known, usual)
-    if os.isatty(2):  # which may be an end without any cleaning up: the cursor that a bar of progress hides comes back
-        os.write(2, b"\x1b[?25h")
+    ours = _later is not None and _later.sent
+    if not ours:
+        _noting = True
+        try:
+            time.sleep(TWICE)
+        finally:
+            _noting = False
+        if _later is not None:  # a second signal while the first one waits
+            _at_usual()
+            signal.raise_signal(number)
+            return
     for block in _blocks:
         block.received = True
     if _blocks and _blocks[-1].at_once:
+        since = time.monotonic() if _later is None else _later.since
+        if time.monotonic() - since < IMPORT and _importing(frame):
+            _again(since)
+            return
+        _later = None
+        _at_usual()
         raise Stopped
+    _later = None
+    _at_usual()
 
 
-def _again() -> threading.Timer:
-    """Have the signal come once more, in a moment; give what would call it off.
+def _at_usual() -> None:
+    """Have a second signal do as it usually does: mostly it ends the process without any cleaning up."""
+    for known, usual in _usual.items():
+        signal.signal(known, usual)
+    if os.isatty(2):  # the cursor that a bar of progress hides comes back
+        os.write(2, b"\x1b[?25h")
 
-    For one that has met a finaliser, out of which nothing is raised: Python prints that, and goes on.
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in this frame or in what has called it, as far as the outermost block."""
+    outermost = _blocks[0].owner
+    while frame is not None and frame is not outermost:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _again(since: float) -> None:
+    """Have the signal of that time come once more, in a moment.
+
+    For one that has met a finaliser, out of which nothing is raised: Python prints that, and goes on; or an import.
     """
+    global _later
     for known in _usual:
         signal.signal(known, _note)
     main = threading.main_thread().ident
     assert main is not None
-    send, target = (signal.pthread_kill, [main]) if hasattr(signal, "pthread_kill") else (signal.raise_signal, [])
-    timer = threading.Timer(TWICE / 10, send, [*target, signal.SIGINT])
-    timer.daemon = True
-    timer.start()
-    return timer
+    later = _Later(since)
+
+    def send() -> None:
+        later.sent = True
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, signal.SIGINT)
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+    later.timer = threading.Timer(TWICE / 10, send)
+    later.timer.daemon = True
+    _later = later
+    later.timer.start()
+
+
+def _call_off() -> None:
+    """Let no signal come any more that `_again` would send."""
+    global _later
+    if _later is not None and _later.timer is not None:
+        _later.timer.cancel()
+        _later.timer.join()  # what it has sent by now is heard before handlers are set
+    _later = None
 
 
 @contextmanager
@@ -94,13 +156,13 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    block, outermost = _Block(at_once, bool(_blocks) and _blocks[-1].received), not _blocks
+    block, outermost = _Block(at_once, bool(_blocks) and _blocks[-1].received, _caller()), not _blocks
     previous: dict[signal.Signals, Any] = {}
-    unraisable, timers = sys.unraisablehook, list[threading.Timer]()
+    unraisable = sys.unraisablehook
 
     def hook(given: Any) -> None:
         if given.exc_type is Stopped:
-            timers.append(_again())
+            _again(time.monotonic())
         else:
             unraisable(given)
 
@@ -117,9 +179,9 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
         yield lambda: block.received
     finally:
         _blocks.remove(block)
+        block.owner = None  # a frame has what it was called with
         if outermost:
-            for timer in timers:
-                timer.cancel()
+            _call_off()
             for number, usual in previous.items():
                 signal.signal(number, _usual[number] if usual is None else usual)
             _usual.clear()
@@ -175,6 +237,14 @@ def noted() -> Callable[[], bool]:
     """
     block = _block()
     return lambda: block is not None and block.received
+
+
+def _caller() -> FrameType | None:
+    """The frame of the `with` whose block of `stop_signals` begins."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename == contextlib.__file__:
+        frame = frame.f_back
+    return frame
 
 
 def _block() -> _Block | None:

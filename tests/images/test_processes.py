@@ -232,6 +232,56 @@ def test_a_second_signal_ends_what_hears_none(tmp_path: Path) -> None:
     assert (launcher.communicate(timeout=60)[1], launcher.returncode) == ("", -signal.SIGINT)
 
 
+def test_one_that_waits_for_one_that_a_signal_has_ended_is_ended(tmp_path: Path) -> None:
+    """As within a call of C, which hears no signal."""
+    source = f"""
+import os, signal, sys, time
+if os.environ["RANK"] == "0":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+open(os.path.join({str(tmp_path)!r}, "ready-" + os.environ["RANK"]), "w").close()
+time.sleep(99)
+"""
+    (tmp_path / "worker.py").write_text(source)
+    short = "import sys; from diffrl.images import launch; launch.GRACE = 2.0; launch.together(2, sys.argv[1:])"
+    launcher = begun(["-c", short, str(tmp_path / "worker.py")])
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    launcher.send_signal(signal.SIGINT)
+    heard = launcher.communicate(timeout=60)[1]
+    assert heard.splitlines()[-1] == "diffrl.support.stopping.Stopped"
+
+
+def test_none_waits_for_one_that_is_stopped_before_they_have_met(tmp_path: Path) -> None:
+    """PyTorch would wait for it half an hour, within a call of C."""
+    source = f"""
+import os, sys, time
+from diffrl.images.launch import meet
+from diffrl.support.stopping import Stopped, stop_signals
+def mark(name):
+    open(os.path.join({str(tmp_path)!r}, name), "w").close()
+if os.environ["RANK"] == "0":
+    with stop_signals() as stopped:
+        mark("ready-0")
+        try:
+            meet(stopped)
+        except Stopped:
+            mark("stopped")
+            sys.exit(130)
+else:
+    mark("ready-1")
+    time.sleep(99)
+"""
+    (tmp_path / "worker.py").write_text(source)
+    launcher = begun(["-m", "diffrl.images.launch", "2", str(tmp_path / "worker.py")])
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    time.sleep(0.5)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=60) == 130
+    launcher.communicate()
+    assert (tmp_path / "stopped").exists()
+
+
 def test_processes_whose_launcher_is_killed_end_saved(tmp_path: Path) -> None:
     follow = "from diffrl.images.launch import end_with_launcher\nend_with_launcher()\n"
     (tmp_path / "worker.py").write_text(follow + WORKER)

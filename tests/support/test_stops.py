@@ -1,14 +1,17 @@
 """A stop is a stop wherever it falls: in a finaliser, and in an import that takes it for a missing package."""
 
+import importlib
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from diffrl.images.models.loading import images_extra
+from diffrl.support import stopping
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Stopped, stop_signals
 
@@ -60,6 +63,76 @@ def test_a_stop_in_a_finaliser_takes_nothing_of_the_users(monkeypatch: pytest.Mo
         signal.signal(signal.SIGALRM, before)
     assert rung == [signal.SIGALRM]
     assert sys.unraisablehook is own
+
+
+IMPORTED = """
+import os, signal, time
+whole = False
+os.kill(os.getpid(), signal.{signal})
+end = time.monotonic() + 0.6
+while time.monotonic() < end:
+    {within}
+whole = True
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_stop_in_an_import_is_raised_after_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a module would be taken for a missing one, or gone round in."""
+    module = f"imported_{name.lower()}"
+    (tmp_path / f"{module}.py").write_text(IMPORTED.format(signal=name, within="pass"))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    done = False
+
+    def work() -> None:
+        nonlocal done
+        importlib.import_module(module)
+        time.sleep(20)
+        done = True
+
+    with pytest.raises(Stopped), stop_signals(at_once=True):
+        work()
+    assert sys.modules[module].whole
+    assert not done
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_stop_in_an_import_has_its_usual_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = IMPORTED.format(signal="SIGINT", within="time.sleep(0.2); os.kill(os.getpid(), signal.SIGINT)")
+    (tmp_path / "imported_twice.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt) as raised, stop_signals(at_once=True):
+        importlib.import_module("imported_twice")
+    assert raised.type is KeyboardInterrupt
+    assert "imported_twice" not in sys.modules
+
+
+def test_a_stop_waits_for_no_import_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported_forever.py").write_text(IMPORTED.format(signal="SIGINT", within="end += 1; time.sleep(0.01)"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(stopping, "IMPORT", 0.5)
+    with pytest.raises(Stopped), stop_signals(at_once=True):
+        importlib.import_module("imported_forever")
+
+
+def test_what_runs_in_an_import_of_the_users_own_is_stopped_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script whose work is done while it is imported: the import is outside of the block."""
+    source = """
+import os, signal, time
+from diffrl.support.stopping import stop_signals
+with stop_signals(at_once=True):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+"""
+    (tmp_path / "imported_script.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = time.monotonic()
+    with pytest.raises(Stopped):
+        importlib.import_module("imported_script")
+    assert time.monotonic() - before < stopping.IMPORT / 2
 
 
 def test_what_else_fails_in_a_finaliser_is_printed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
