@@ -153,6 +153,7 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
     said = capsys.readouterr().err
     assert "Unknown agent 'toy'" in said
     assert "may be of another package (entry point `diffrl.agents`), which is not installed here" in said
+    assert "The run was made with toy-package 1.0." in said
     with pytest.raises(UserError, match=r"which is not installed here\. .*exported needs toy-package 1\.0, by its"):
         load_policy(exported)
     assert main(["train", "--agent", "bcc", "--dataset", "maze2d-umaze-v1"]) == 2
@@ -375,7 +376,8 @@ def test_a_run_whose_agents_package_is_gone_is_reported(
         assert main(["report", *map(str, runs), "--out", str(page)]) == 0
         tables.append((page / "results.csv").read_text())
         said = " ".join("".join(capsys.readouterr()).split())
-        assert ("The package of its agent, toy, is not installed here, or cannot be used" in said) == gone
+        note = "The package of its agent, toy (toy-package 1.0), is not installed here, or cannot be used"
+        assert (note in said) == gone
         assert "Left out" not in said
     assert tables[0] == tables[1]
     assert "toy learning_rate=0.5" in tables[1]

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import safetensors.torch
 import torch
 
-from agents import Absent
+from agents import AGENTS, Absent
 from diffrl.data.env_spec import LONGEST, NO_LIMIT
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
+from diffrl.runs import packages
 from diffrl.runs.config import OnlineConfig, TrainConfig
 from diffrl.runs.kind import (
     FILES,
@@ -65,6 +66,7 @@ class _About:
     limit: Count | None = None
     counted: Count | None = None
     data_limit: Natural | None = NOT_KEPT
+    package: str = ""
 
 
 _ABOUT = [field.name for field in dataclasses.fields(_About)]
@@ -97,6 +99,8 @@ class Run:
 
     `envs.task.NOT_KEPT`: not known, as in old folders.
     """
+    package: str = ""
+    """The package that brought its agent, and its version, such as "mypackage 0.1"; "": diffrl, or not known."""
 
     @property
     def teacher(self) -> str:
@@ -243,6 +247,8 @@ class Run:
             "data_limit": self.data_limit,
             "versions": versions(),
         }
+        if (name := self.config.agent.name) not in AGENTS:
+            about["package"] = packages.of_agent(name) or self.package
         # What run.json stands beside is the run's own; with its checksums the folder is whole.
         write_json(self.path / ABOUT, about)
         self.write_config()
@@ -306,7 +312,7 @@ class Run:
                     raise ValueError(f"run.json and preprocessing.safetensors tell of other sizes: {size:,} is one")
             return cls(
                 path,
-                dataclasses.replace(configuration.load(path / "config.yaml", of_run=True, absent=absent), out=path),
+                dataclasses.replace(_configured(path, told.package, absent), out=path),
                 task,
                 *sizes,
                 preprocessing,
@@ -317,11 +323,22 @@ class Run:
                 told.limit,
                 told.counted,
                 told.data_limit,
+                told.package,
             )
         except UserError:
             raise
         except Exception as error:  # whatever a damaged file without a checksum leads to
             raise UserError(f"{path} is damaged: {said_by(error)}. Restore its files from a copy.") from error
+
+
+def _configured(path: Path, package: str, absent: bool) -> TrainConfig:
+    """The configuration of a run, see `Run.read`. package: what brought its agent; "" for one of diffrl's own."""
+    try:
+        return configuration.load(path / "config.yaml", of_run=True, absent=absent)
+    except UserError as error:
+        if not package:
+            raise
+        raise UserError(f"{error} The run was made with {package}.") from error
 
 
 def lowering_memory(config: TrainConfig, run: Path | None) -> AbstractContextManager[None]:

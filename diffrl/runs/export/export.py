@@ -9,8 +9,9 @@ import gymnasium
 import safetensors.torch
 
 from diffrl.data.observations import Part
+from diffrl.runs import packages
 from diffrl.runs.diverged import diverged
-from diffrl.runs.export import folder, packages
+from diffrl.runs.export import folder
 from diffrl.runs.export.card import Facts, Scored, card
 from diffrl.runs.policy import evaluate, load_stack
 from diffrl.runs.run import Run

@@ -384,8 +384,9 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
                     notes.append(Note(name if by == "environment" else task, said))
     for one in read:
         if isinstance(agent := one.run.config.agent, Absent):
+            which = f" ({one.run.package})" if one.run.package else ""
             why = "is not installed here, or cannot be used: its settings are told as its config.yaml has them."
-            notes.append(Note(one.path, f"The package of its agent, {agent.name}, {why}"))
+            notes.append(Note(one.path, f"The package of its agent, {agent.name}{which}, {why}"))
         last, wanted = one.last, one.run.config.steps
         if said := diverged(one.run):
             notes.append(Note(one.path, said))

@@ -1,4 +1,4 @@
-"""Which other packages an exported policy is from: what brings its agent, and what brings its data."""
+"""Which other packages a run is from: what brings its agent, and what brings its data."""
 
 import agents
 from diffrl.support import plugins
