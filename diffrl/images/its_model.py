@@ -44,8 +44,8 @@ def as_it_began(model: str, run: Path | None) -> Iterator[None]:
 def since_it_began(run: FinetuneRun, setup: Setup, algorithm: Algorithm) -> list[str]:
     """What a run that goes on does otherwise than the version that began it, a sentence or two each.
 
-    That is told of runs of 0.2.0 and before, which keep no `trained_by`: of a FLUX.1-dev, and of a scheduler that has
-    noise levels of its own.
+    That is told of runs of 0.2.0 and before, which keep no `trained_by`: of FLUX.1-dev and -schnell, and of a scheduler
+    that has noise levels of its own.
     """
     if TRAINED_BY in run.about():
         return []
@@ -59,6 +59,11 @@ def since_it_began(run: FinetuneRun, setup: Setup, algorithm: Algorithm) -> list
         found.append(
             f"{began} told {config.model} guidance 1 in {where}; now it is told {config.guidance:g}, as in sampling. "
             f"{choose}: {what} before and after do not compare."
+        )
+    if getattr(model, "schnell", False):
+        found.append(
+            f"{began} had {config.model} read 512 tokens of a prompt; now it reads 256, as it was trained. {choose}: "
+            "evaluations before and after do not compare."
         )
     schedule = getattr(getattr(model, "base", model), "_schedule", None)
     if getattr(schedule, "own_levels", False):

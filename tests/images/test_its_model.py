@@ -21,12 +21,13 @@ from tests.images import newer, tiny
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts, a FLUX.1-dev, a -schnell, and Stable Diffusions with Karras's noise levels and with PNDM's, DDIM's."""
+    """Prompts; a FLUX.1-dev, a -schnell, one that is neither; Stable Diffusions with Karras's and DDIM's levels."""
     from diffusers import DPMSolverMultistepScheduler
 
     folder = tmp_path_factory.mktemp("models")
     newer.save_flux(folder / "dev", embeds=True)
-    newer.save_flux(folder / "schnell")
+    newer.save_flux(folder / "schnell", shifted=False)
+    newer.save_flux(folder / "neither")
     karras = DPMSolverMultistepScheduler(**tiny.SCHEDULE, use_karras_sigmas=True)
     tiny.save_sd(folder / "karras", scheduler=karras)
     tiny.save_sd(folder / "pndm")
@@ -53,7 +54,8 @@ def of_before(run: Path) -> None:
         ("dev", {"guidance": 3.5, "train_guidance": False}, "told it guidance 1 in the reference error; now "),
         ("dev", {"guidance": 3.5, "algo": "ddpo-is"}, "told it guidance 1 in the reference error; now "),
         ("dev", {"guidance": 1.0}, None),
-        ("schnell", {"guidance": 3.5}, None),
+        ("schnell", {}, "had it read 512 tokens of a prompt; now it reads 256, as it was trained. "),
+        ("neither", {"guidance": 3.5}, None),
         ("karras", {}, "sampled it at DDIM's noise levels; now it is sampled at its scheduler's own. "),
         ("pndm", {}, None),
     ],
