@@ -163,13 +163,22 @@ class Tuned:
     network: any module; it is put into evaluation mode (no dropout, so that ratios start at 1) and stays there.
     lora: adapters, or None to train all of it. Adapters begin at zero, so the network begins as its reference.
     seed: of the adapters' initial weights.
+    trained: whether it is trained at all; a network that is not, without adapters, has no copy for a reference.
     precision: of the network's inner computation: fp32, or bf16 and fp16 by autocast (parameters under training stay
         float32; give a frozen network in half precision to save its memory too).
 
     Raises OtherModel where no layer has a name that ends as `lora.targets` says.
     """
 
-    def __init__(self, network: nn.Module, lora: Lora | None = None, precision: str = "fp32", seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        lora: Lora | None = None,
+        precision: str = "fp32",
+        seed: int = 0,
+        *,
+        trained: bool = True,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.lora = lora
         self.precision = precision
@@ -177,10 +186,10 @@ class Tuned:
         """The built-in model whose weights the network began with; adapters name it."""
         self._copy: nn.Module | None = None
         self._stand_in: dict[str, Tensor] | None = None
-        if lora is None:
+        if lora is None and trained:
             self._copy = copy.deepcopy(network)
             network.requires_grad_(True)
-        else:
+        elif lora is not None:
             with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
                 torch.manual_seed(seed)
                 _inject(network, lora)
