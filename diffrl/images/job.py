@@ -11,16 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from diffrl.images import comparable, ended, rewards
+from diffrl.images import comparable, ended, its_model, rewards
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
-from diffrl.images.algorithms.base import PARAMETER, Metrics
+from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled, training_loss
 from diffrl.images.examples import extras_of
 from diffrl.images.model import image_shape
 from diffrl.images.models import model_of
-from diffrl.images.models.adapters import adapted_layers
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.rewards.base import check_prompts, parts_of
 from diffrl.images.rewards.human import Human
@@ -163,7 +162,8 @@ class _Session:
                 self.rewarded = None if config.scored_by is None else written(config.scored_by, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             # After the rewards: what is wrong with one is said at once.
-            model = model_of(config, device, quiet, _adapted(resumed))
+            with its_model.as_it_began(config.model, None if resumed is None else resumed.path):
+                model = model_of(config, device, quiet, its_model.adapted(resumed))
             self.classifier = _classifier(config)
         prompts = prompts_of_run(config, model, base_of(config.model))
         for asked in (reward, self.held_out):
@@ -213,13 +213,16 @@ class _Session:
         path = self.folder.path
         if saved is not None:
             try:
-                self.tuner.load_state_dict(saved.step, saved.tensors, saved.info)
+                with its_model.as_it_began(self.config.model, path):
+                    self.tuner.load_state_dict(saved.step, saved.tensors, saved.info)
             except (KeyError, TypeError, ValueError) as error:
                 raise checkpoint.CheckpointError(
                     f"The checkpoint of round {saved.step} in {path} does not fit its {CONFIG}: {said_by(error)}."
                 ) from error
             if saved.step < self.config.rounds:
                 self._say(f"Resuming after {counted(saved.step, 'rounds')}.")
+                for note in its_model.since_it_began(self.folder, self.setup, self.algorithm):
+                    self._say(f"[yellow]{note}[/]")
         if self.world.main and self.state.round < self.config.rounds:
             drop_model(path)
         return MetricsLog(path, [self.config.seed], self.state.round) if self.world.main else None
@@ -476,14 +479,6 @@ def _waiting_for(world: World) -> Iterator[None]:
     yield
     if world.main:
         world.barrier()
-
-
-def _adapted(resumed: FinetuneRun | None) -> tuple[str, ...] | None:
-    """The layers that the adapters of a run that goes on are on, by its checkpoint: other versions chose others."""
-    if resumed is None or not resumed.config.lora or resumed.config.builtin or not checkpoint.steps(resumed.path):
-        return None
-    tensors = checkpoint.load_latest(resumed.path)[0].tensors
-    return adapted_layers(name.removeprefix(PARAMETER) for name in tensors if name.startswith(PARAMETER))
 
 
 def _classifier(config: FinetuneConfig) -> IndependentClassifier | None:

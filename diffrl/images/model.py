@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffrl.diffusion import Network, Prediction
 from diffrl.diffusion.prediction import Clip
-from diffrl.support.errors import UserError, closest, listed
+from diffrl.support.errors import UserError, closest, counted, listed
 from diffrl.training.loop import DivergedError
 
 Condition = dict[str, Tensor]
@@ -128,19 +128,57 @@ class Origin(NamedTuple):
     digest: str
 
 
+class OtherModel(UserError):
+    """A network that lacks what another one had. `difference`: a clause that says what."""
+
+    def __init__(self, text: str, difference: str) -> None:
+        super().__init__(text)
+        self.difference = difference
+
+
+def _difference(kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
+    """A clause on saved parameters whose names or shapes are not a network's own; kind: its class."""
+    gone, new = (
+        {name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0] for name in one.keys() - other}
+        for one, other in ((saved, own), (own, saved))
+    )
+    if gone:
+        return f"the {kind} there now has no {_few(gone)}" + (f", but {_few(new)}" if new else "")
+    if new:
+        return f"the {kind} there now has {_few(new)} besides"
+    name = next(name for name in own if own[name].shape != saved[name].shape)
+    now, was = (" x ".join(map(str, of[name].shape)) for of in (own, saved))
+    return f"the {kind} there now has {name} of {now}, before {was}"
+
+
+def _few(layers: Collection[str]) -> str:
+    """The first of some layers, and how many more there are."""
+    first, more = min(layers), len(layers) - 1
+    return f"{first} and {counted(more, 'more layers')}" if more else first
+
+
 class Tuned:
     """A network under training beside its frozen reference: itself with its adapters off, or, trained whole, a copy.
 
     network: any module; it is put into evaluation mode (no dropout, so that ratios start at 1) and stays there.
     lora: adapters, or None to train all of it. Adapters begin at zero, so the network begins as its reference.
     seed: of the adapters' initial weights.
+    trained: whether it is trained at all; a network that is not, without adapters, has no copy for a reference.
     precision: of the network's inner computation: fp32, or bf16 and fp16 by autocast (parameters under training stay
         float32; give a frozen network in half precision to save its memory too).
 
-    Raises UserError where no layer has a name that ends as `lora.targets` says.
+    Raises OtherModel where no layer has a name that ends as `lora.targets` says.
     """
 
-    def __init__(self, network: nn.Module, lora: Lora | None = None, precision: str = "fp32", seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        lora: Lora | None = None,
+        precision: str = "fp32",
+        seed: int = 0,
+        *,
+        trained: bool = True,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.lora = lora
         self.precision = precision
@@ -148,10 +186,10 @@ class Tuned:
         """The built-in model whose weights the network began with; adapters name it."""
         self._copy: nn.Module | None = None
         self._stand_in: dict[str, Tensor] | None = None
-        if lora is None:
+        if lora is None and trained:
             self._copy = copy.deepcopy(network)
             network.requires_grad_(True)
-        else:
+        elif lora is not None:
             with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
                 torch.manual_seed(seed)
                 _inject(network, lora)
@@ -213,11 +251,11 @@ class Tuned:
         return {name: p.detach().clone() for name, p in self.parameters().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copy a `state_dict` back. Raises UserError where names or shapes differ."""
+        """Copy a `state_dict` back. Raises OtherModel where names or shapes differ."""
         own = self.parameters()
         if {n: p.shape for n, p in own.items()} != {n: t.shape for n, t in state.items()}:
-            odd = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
-            raise UserError(f"the saved parameters are another model's: {odd[0]} and {len(odd) - 1} more do not fit")
+            difference = _difference(type(self.network).__name__, own, state)
+            raise OtherModel(f"The saved parameters are another model's: {difference}.", difference)
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state[name])
@@ -259,7 +297,10 @@ def _outer(name: str) -> Iterator[str]:
 
 
 def _check_layer(network: nn.Module, end: str, known: Collection[str], fault: str) -> None:
-    """Raise UserError where no layer of the `known` names ends so; `fault`: what is said of one that others have."""
+    """Raise UserError where no layer of the `known` names ends so; `fault`: what is said of one that others have.
+
+    Where no layer at all does it is an OtherModel: a run that goes on once had it.
+    """
     if any(_within(name, [end]) for name in known):
         return
     kind = type(network).__name__
@@ -269,7 +310,8 @@ def _check_layer(network: nn.Module, end: str, known: Collection[str], fault: st
     close = closest(end, last)
     named = [name for name in last if not re.search(r"\.\d+$", name) or name == "to_out.0"]
     meant = f"names end in {listed(named, 40)}." if close is None else f"did you mean {close}?"
-    raise UserError(f"--layers: no layer of {kind} has a name that ends in {end}: {meant}")
+    text = f"--layers: no layer of {kind} has a name that ends in {end}: {meant}"
+    raise OtherModel(text, f"the {kind} there now has no {end}")
 
 
 def _inject(network: nn.Module, lora: Lora) -> None:
@@ -287,9 +329,10 @@ def _inject(network: nn.Module, lora: Lora) -> None:
             f"{type(network).__name__} has no such layers."
         )
     if not names:
-        raise UserError(
-            f"{type(network).__name__} has no layer whose name ends in {', '.join(targets)}, so there is nothing to "
-            "adapt: name others by --layers, or train the whole network (--lora 0)."
+        raise OtherModel(
+            f"{type(network).__name__} has no layer whose name ends in {listed(targets, 4)}, so there is nothing to "
+            "adapt: name others by --layers, or train the whole network (--lora 0).",
+            f"the {type(network).__name__} there now has no {_few(targets)}",
         )
     alpha = lora.rank if lora.alpha is None else lora.alpha
     settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian")

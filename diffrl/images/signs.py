@@ -61,6 +61,14 @@ def no_signal(number: int, images: int, metrics: Mapping[str, float], config: Fi
     return f"Round {number}: {said}, {then} Does the reward look at the images?"
 
 
+def not_called(number: int) -> str:
+    """The sentence on the first round, `number`, whose losses called nothing that is trained: of two networks, one."""
+    return (
+        f"Round {number}: its steps call none of the trained layers, but the model's other network alone, so no update "
+        "is made (said once)."
+    )
+
+
 def _why_silent(config: FinetuneConfig) -> str:
     """Why rounds made no update, by what their run learns from: half a sentence."""
     if config.algo == "dpo":

@@ -216,7 +216,9 @@ def reading(what: str, advice: str = "", error: type[UserError] = UserError) -> 
 def read_text(
     path: str | os.PathLike[str], expected: str, limit: int = SMALL, error: type[UserError] = UserError
 ) -> str:
-    """The text of a file in UTF-8. Raises `error` where it is no file, larger than `limit` bytes, or no text.
+    """The text of a file in UTF-8, without the byte order mark that Notepad may have begun it with.
+
+    Raises `error` where it is no file, larger than `limit` bytes, or no text.
 
     expected: what kind of file, for the error, such as "a JSON file".
     """
@@ -224,7 +226,7 @@ def read_text(
     with reading(f"{path} cannot be read", error=error):
         if path.stat().st_size > limit:
             raise error(f"{path} has more than {limit:,} bytes; expected {expected}. Check the path.")
-        return read_bytes(path, limit).decode()
+        return read_bytes(path, limit).decode("utf-8-sig")
 
 
 def read_json(

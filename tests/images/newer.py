@@ -9,13 +9,13 @@ SHIFTED = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq
 """A shift that depends on the number of tokens, as FLUX has it, at these sizes."""
 
 
-def save_flux(folder: Path, *, seed: int = 0, embeds: bool = False) -> Path:
-    """FLUX.1: CLIP and T5, latents (4, 16, 16); embeds: guidance is an input, as of -dev."""
+def save_flux(folder: Path, *, seed: int = 0, embeds: bool = False, shifted: bool = True) -> Path:
+    """FLUX.1: CLIP and T5, latents (4, 16, 16); embeds: guidance is an input, as of -dev. -schnell is not shifted."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     with seeded(seed):
         pipeline = FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTED),
+            scheduler=FlowMatchEulerDiscreteScheduler(**(SHIFTED if shifted else {})),
             vae=autoencoder(
                 32, scaling_factor=0.36, shift_factor=0.12, use_quant_conv=False, use_post_quant_conv=False
             ),

@@ -1,5 +1,7 @@
 """On which layers a run's adapters are, and how their output is scaled."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,17 @@ from diffrl.images.models.adapters import read_adapter
 from diffrl.images.models.pipelines import StableDiffusion3
 from diffrl.images.run import FinetuneRun
 from diffrl.support.errors import UserError
-from tests.images import tiny
+from tests.images import newer, tiny
 from tests.images.models.test_precision import PIPELINES
 
 FILE = "model/pytorch_lora_weights.safetensors"
+OTHERS: dict[str, Callable[[Path], Path]] = {
+    "sd": tiny.save_sd,
+    "flux": newer.save_flux,
+    "dual": lambda folder: tiny.save_sd3(folder, dual_attention_layers=(0,)),
+    "wide": lambda folder: tiny.save_sd3(folder, num_attention_heads=8, caption_projection_dim=64),
+}
+"""Models that are no Stable Diffusion 3 like `sd3`, each saved into a folder."""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +93,49 @@ def test_a_run_of_before_goes_on_with_the_layers_that_it_has(
     whole, resumed = (safetensors.torch.load_file(tmp_path / name / FILE) for name in ("whole", "run"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("trained", "other", "difference"),
+    [
+        ({}, "sd", "UNet2DConditionModel there now has no transformer_blocks.0.attn.add_k_proj and 14 more layers"),
+        ({}, "flux", "FluxTransformer2DModel there now has no transformer_blocks.1.attn.add_k_proj and 6 more layers"),
+        ({"layers": ("add_q_proj",)}, "sd", "UNet2DConditionModel there now has no add_q_proj"),
+        (
+            {"lora": 0},
+            "flux",
+            "FluxTransformer2DModel there now has no pos_embed.proj and 11 more layers, "
+            "but single_transformer_blocks.0.attn.norm_k and 12 more layers",
+        ),
+        (
+            {"lora": 0, "layers": ("to_q",)},
+            "dual",
+            "SD3Transformer2DModel there now has transformer_blocks.0.attn2.to_q besides",
+        ),
+        (
+            {"lora": 0, "layers": ("to_q",)},
+            "wide",
+            "SD3Transformer2DModel there now has transformer_blocks.0.attn.to_q.weight of 64 x 64, before 32 x 32",
+        ),
+    ],
+)
+def test_a_run_whose_model_is_another_by_now_says_so_in_a_line(
+    trained: dict[str, Any], other: str, difference: str, sd3: Path, tmp_path: Path
+) -> None:
+    """It names the folder, the run and the class, and a layer or two; the run goes on once the model is back."""
+    folder, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(sd3, folder)
+    given = settings(sd3, run, model=str(folder), queries=4) | trained
+    finetune(FinetuneConfig(**given), quiet=True)
+    folder.rename(tmp_path / "kept")
+    OTHERS[other](folder)
+    with pytest.raises(UserError) as raised:
+        resume(run, steps=8, quiet=True)
+    began = f"{folder} is no longer the model that {run} began with: the {difference}."
+    assert str(raised.value) == f"{began} Put that one back, or begin a new run."
+    shutil.rmtree(folder)
+    (tmp_path / "kept").rename(folder)
+    resume(run, steps=8, quiet=True)
 
 
 def test_alpha_scales_what_adapters_give_and_is_kept(sd3: Path, tmp_path: Path) -> None:

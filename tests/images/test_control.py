@@ -1,5 +1,6 @@
 """A ControlNet branch: zero at first, the only thing that learns, obeyed after a while, and diffusers' own on disk."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,37 @@ def test_what_it_cannot_do_is_said(folder: Path, tmp_path: Path) -> None:
         control(folder, tmp_path)
     with pytest.raises(UserError, match="is no folder"):
         control(folder, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_the_unet_is_read_as_it_is_kept_and_never_copied(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    """Or there would be four of it in memory. A new branch begins as the float32 in its files."""
+    control(folder).save(tmp_path)
+    read: list[torch.dtype] = []
+    copied: list[type] = []
+    kind = diffusers.UNet2DConditionModel
+    from_pretrained, deepcopy = kind.from_pretrained.__func__, copy.deepcopy
+
+    def counted(kind: Any, *arguments: Any, **named: Any) -> Any:
+        read.append(named["torch_dtype"])
+        return from_pretrained(kind, *arguments, **named)
+
+    def noted(one: Any, *memo: Any) -> Any:
+        copied.append(type(one))
+        return deepcopy(one, *memo)
+
+    monkeypatch.setattr(kind, "from_pretrained", classmethod(counted))
+    monkeypatch.setattr("diffrl.images.model.copy.deepcopy", noted)
+    model = control(folder, None if new else tmp_path, precision="bf16")
+    assert read == [torch.float32 if new else torch.bfloat16]
+    assert diffusers.ControlNetModel in copied
+    assert kind not in copied
+    exact = kind.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    assert all(torch.equal(p, dict(exact.named_parameters())[n].bfloat16()) for n, p in model._unet.named_parameters())
+    begins = dict(model.tuned.network.named_parameters())["conv_in.weight"]
+    assert torch.equal(begins, exact.conv_in.weight)
 
 
 @pytest.mark.parametrize("adapted", [False, True])

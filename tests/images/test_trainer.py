@@ -14,32 +14,42 @@ from diffrl.images.models import load_model
 from diffrl.images.rewards import parse
 from diffrl.images.samples import RunState, Setup, chain_of, plain
 from diffrl.images.world import LostProcess, World
+from diffrl.support.errors import UserError
 from tests.images import newer
 from tests.images.toy import begin, toy_setup
 
 
-def of_two_experts(folder: Path) -> Finetuner:
-    """A trainer of Wan's two networks: decisions at times 1 and .9 are the first one's, at .75 and .5 the second's."""
-    model = load_model(str(folder), lora=Lora(2), size=32)
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.2 A14B."""
+    return newer.save_wan(tmp_path_factory.mktemp("wan") / "a14b", second=True)
+
+
+def of_two_experts(folder: Path, layers: tuple[str, ...] | None = None, **settings: Any) -> Finetuner:
+    """A trainer of Wan's two networks: decisions at times 1 and .9 are the first one's, at .75 and .5 the second's.
+
+    layers: trained whole, and no adapters. settings: of the configuration, by default GRPO's with a window of one step.
+    """
+    options: dict[str, Any] = {"lora": Lora(2)} if layers is None else {"lora": None, "layers": layers}
+    grpo = {} if "algo" in settings else {"algo": "grpo", "window": 1, "group": 4}
+    given = {"steps": 5, "reward": "jpeg", **grpo, **settings}
     config = FinetuneConfig(
-        algo="grpo",
         model=str(folder),
-        reward="jpeg",
-        lora=2,
+        lora=2 if layers is None else 0,
+        layers=layers,
         size=32,
-        steps=5,
         guidance=1.0,
-        window=1,
-        group=4,
         batch=4,
         queries=16,
         updates=1,
         warm_up=0,
         eval_samples=2,
+        **given,
     )
-    setup = Setup(config, model, chain_of(model, config), plain(["a cat"]), parse("jpeg"))
+    model = load_model(str(folder), size=32, precision=config.precision, **options)
+    setup = Setup(config, model, chain_of(model, config), plain(["a cat"]), parse(given["reward"]))
     state = RunState()
-    return Finetuner(setup, state, ALGORITHMS["grpo"](setup, state))
+    return Finetuner(setup, state, ALGORITHMS[config.algo](setup, state))
 
 
 def of(tuner: Finetuner, expert: str) -> dict[str, Tensor]:
@@ -52,9 +62,9 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_an_expert_that_was_not_called_is_not_stepped(tmp_path: Path) -> None:
+def test_an_expert_that_was_not_called_is_not_stepped(wan: Path) -> None:
     """Neither by Adam's momentum nor by its weight decay; a run that goes on counts the steps of each."""
-    tuner = of_two_experts(newer.save_wan(tmp_path / "wan", second=True))
+    tuner = of_two_experts(wan)
     moved = []
     for _ in range(3):
         before = [of(tuner, expert) for expert in ("transformer", "transformer_2")]
@@ -67,13 +77,52 @@ def test_an_expert_that_was_not_called_is_not_stepped(tmp_path: Path) -> None:
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     assert info["optimiser_steps"] == 2
     assert set(info["fewer_steps"].values()) == {1}
-    again = of_two_experts(tmp_path / "wan")
+    again = of_two_experts(wan)
     again.load_state_dict(3, tensors, info)
     for _ in range(3):
         tuner.advance()
         again.advance()
     for name, parameter in tuner.parameters.items():
         assert torch.equal(parameter, again.parameters[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("window", [1, 0])
+def test_rounds_that_call_only_the_frozen_one_of_two_networks_make_no_step(
+    window: int, precision: str, wan: Path
+) -> None:
+    """Of a network trained whole; said once, and no round without a signal. fp16's scale is as it was."""
+    tuner = of_two_experts(wan, ("transformer_2.proj_out",), window=window, precision=precision)
+    said: list[str] = []
+    tuner.state.say = said.append
+    before, steps = of(tuner, "transformer_2"), []
+    for _ in range(4):
+        scaler = dict(tuner.scaler.state_dict())
+        tuner.advance()
+        steps.append(tuner.state.updates)
+        if not steps[-1]:
+            assert equal(before, of(tuner, "transformer_2"))
+            assert tuner.scaler.state_dict() == scaler
+    assert steps == ([0, 0, 1, 2] if window else [1, 2, 3, 4])
+    assert not equal(before, of(tuner, "transformer_2"))
+    assert tuner.state.silent == 0
+    assert [line for line in said if "call none of the trained layers" in line] == said[: window and 1] == said
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "why"),
+    [
+        ("transformer_2", {"steps": 2}, r"below time 0\.875, .* are at 1"),
+        ("transformer_2", {"steps": 2, "algo": "d3po"}, r"below time 0\.875, .* are at 1"),
+        ("transformer", {"algo": "draft", "reward": "symmetry"}, r"from time 0\.875 on, .* are at 0\.503 to 0\.00893"),
+    ],
+)
+def test_a_network_of_two_that_no_step_calls_is_refused(
+    part: str, settings: dict[str, Any], why: str, wan: Path
+) -> None:
+    other = {"transformer": "transformer_2", "transformer_2": "transformer"}[part]
+    with pytest.raises(UserError, match=rf"are in {part} alone, which .* {why}: name layers of {other}, or"):
+        of_two_experts(wan, (part,), **settings)
 
 
 def test_of_several_processes_a_gradient_that_only_others_have_is_zero_here() -> None:

@@ -82,20 +82,20 @@ def save_sd3(
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     with seeded(seed):
-        transformer = SD3Transformer2DModel(
-            sample_size=size // 2,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=4,
-            caption_projection_dim=32,
-            joint_attention_dim=64,
-            pooled_projection_dim=64,
-            pos_embed_max_size=16,
-            **options,
-        )
+        settings = {
+            "sample_size": size // 2,
+            "patch_size": 2,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "caption_projection_dim": 32,
+            "joint_attention_dim": 64,
+            "pooled_projection_dim": 64,
+            "pos_embed_max_size": 16,
+        }
+        transformer = SD3Transformer2DModel(**{**settings, **options})
         pipeline = StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),

@@ -62,6 +62,14 @@ def test_json_that_is_none_is_an_error(tmp_path: Path, text: bytes) -> None:
         parse_json(text, "line 3: no JSON")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    """As Notepad begins a file with: of words, JSON and a configuration alike."""
+    path = tmp_path / "file.yaml"
+    path.write_bytes('\ufeff{"a": 1}'.encode())
+    assert read_text(path, "a text") == '{"a": 1}'
+    assert read_json(path) == read_yaml(path) == {"a": 1}
+
+
 def test_a_text_has_an_end(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x" * 11)
     assert read_text(tmp_path / "a", "a text", 11) == "x" * 11

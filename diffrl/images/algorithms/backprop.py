@@ -1,9 +1,10 @@
 """A differentiable reward's own gradient, carried back through the end of the chain: DRaFT-K, AlignProp, ReFL."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffrl.alignment.losses import refl_loss
 from diffrl.images.algorithms.base import Algorithm, Metrics, Term
@@ -67,6 +68,16 @@ class DRaFT(Backpropagation[DRaFTConfig]):
     The steps before are constants. Rewards are not normalised: Adam takes no notice of their scale.
     """
 
+    @property
+    @override
+    def times(self) -> Sequence[float]:
+        return self.setup.chain.times[-self._graphed :]
+
+    @property
+    def _graphed(self) -> int:
+        """K: how many of the last steps have a graph."""
+        return min(self.setup.config.draft_steps, self.setup.chain.n_steps)
+
     def losses(self, units: Tensor, number: int, turn: int) -> Iterator[Term]:
         """One term, whose graph holds K calls of the network; and, with --kl, the penalty's."""
         setup = self.setup
@@ -75,8 +86,8 @@ class DRaFT(Backpropagation[DRaFTConfig]):
         noise = noise_of(model.shape, chain.n_steps + 1, setup.noise_path(ROLL_OUT, number, turn), units, model.device)
         condition = conditions(model, prompts, metadata)
         denoise = denoiser(model, condition, guidance=setup.train_guidance)
-        k = min(setup.config.draft_steps, chain.n_steps)
-        rollout = chain.rollout(denoise, pure(model, chain, noise[0]), noise=noise[1:], differentiable_steps=k)
+        start = pure(model, chain, noise[0])
+        rollout = chain.rollout(denoise, start, noise=noise[1:], differentiable_steps=self._graphed)
         values = setup.ask(decoded(model, rollout.x, number, self.state.updates), prompts, metadata)
         yield -values.mean(), {"reward": values.detach().mean()}
         yield from self.penalties(condition, rollout.states.detach())

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
@@ -30,7 +30,7 @@ from diffrl.images.samples import (
     noise_of,
     times_of,
 )
-from diffrl.images.signs import no_signal
+from diffrl.images.signs import no_signal, not_called
 from diffrl.support.errors import UserError
 from diffrl.training.loop import DivergedError
 
@@ -91,6 +91,11 @@ class Algorithm(ABC, Generic[Config]):
     def sampled(self) -> int:
         """How many images `collect` samples in all processes: those that are scored, unless the algorithm differs."""
         return self.queries
+
+    @property
+    def times(self) -> Sequence[float] | None:
+        """The times at which a loss without --kl calls the network; None: at random ones, as it was trained with."""
+        return None
 
     @property
     def sweep(self) -> int:
@@ -231,6 +236,8 @@ def summary(rewards: Tensor) -> Metrics:
 class Finetuner:
     """AdamW on what an algorithm's losses say, over the processes of `setup.world`; no step where they say nothing.
 
+    Raises UserError for a model of two networks where the one under training is called at no time of the losses.
+
     The gradient of an update is the mean over its units, whichever process and part they are in. A checkpoint holds the
     parameters, AdamW's moments, the counts of `RunState` and its KL weight, and the algorithm's own state: no generator
     has one.
@@ -239,6 +246,10 @@ class Finetuner:
     def __init__(self, setup: Setup, state: RunState, algorithm: Algorithm) -> None:
         config = setup.config
         self.setup, self.state, self.algorithm = setup, state, algorithm
+        self._told = False
+        """Whether it has been said that a round called none of what is trained."""
+        if algorithm.times is not None and hasattr(setup.model, "require_called"):  # of models of two networks
+            setup.model.require_called(algorithm.times)
         self.parameters = setup.model.tuned.parameters()
         make = adamw8bit.make if config.optimiser == "adamw8bit" else torch.optim.AdamW
         self.optimiser = make(self.parameters.values(), lr=config.lr, weight_decay=config.weight_decay)
@@ -252,28 +263,34 @@ class Finetuner:
         """
         setup, state, algorithm = self.setup, self.state, self.algorithm
         metrics = algorithm.collect(state.round)
-        updates = state.updates
+        updates, called = state.updates, True
         each: dict[str, list[float]] = defaultdict(list)
         for turn in range(setup.config.passes):
             order = torch.randperm(algorithm.units, generator=setup.generator(ORDER, state.round, turn))
             for chosen in order.tensor_split(setup.config.updates):
                 if not algorithm.has_signal(chosen):
                     continue
-                for name, value in self._update(chosen.sort().values, turn).items():
+                made = self._update(chosen.sort().values, turn)
+                called = made is not None
+                for name, value in (made or {}).items():
                     each[name].append(value)
         algorithm.finish(state.round)
         state.round += 1
         state.queries += algorithm.queries
         metrics |= {name: sum(values) / len(values) for name, values in each.items()}
-        if state.updates == updates:
+        if state.updates == updates and not called:
+            if not self._told:
+                state.say(f"[yellow]{not_called(state.round)}[/]")
+            self._told = True
+        elif state.updates == updates:
             state.silent += 1
             if state.silent == 1:
                 state.say(f"[yellow]{no_signal(state.round, algorithm.queries, metrics, setup.config)}[/]")
         self._adapt(metrics)
         return metrics
 
-    def _update(self, chosen: Tensor, turn: int) -> Metrics:
-        """Make one step of the optimiser on some of the round's units."""
+    def _update(self, chosen: Tensor, turn: int) -> Metrics | None:
+        """Make one step of the optimiser on some of the units; None where nothing that is trained was called."""
         setup, config, state = self.setup, self.setup.config, self.state
         self._warm_up()
         self.optimiser.zero_grad(set_to_none=True)
@@ -290,7 +307,8 @@ class Finetuner:
             share = len(part) / len(chosen) if number < real else 0.0
             terms: dict[str, list[Tensor]] = defaultdict(list)
             for loss, metrics in self.algorithm.losses(part, state.round, turn):
-                self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                if loss.requires_grad:  # else only a frozen network of two was called
+                    self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
                 sums["loss"] += loss.detach() * share
                 for name, value in metrics.items():
                     terms[name].append(value.detach().double())
@@ -298,6 +316,8 @@ class Finetuner:
                 sums[name] += torch.stack(values).mean() * share
             state.passed(len(part) if number < real else 0)
         setup.world.sum_gradients(self.parameters.values())
+        if all(parameter.grad is None for parameter in self.parameters.values()):
+            return None
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)
         result = self._summed(sums)

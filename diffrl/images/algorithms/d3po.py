@@ -1,6 +1,6 @@
 """D3PO: preferences between chains that are ranked as they are made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class D3PO(Algorithm[D3POConfig]):
     def queries(self) -> int:
         """How many images are scored in a round: all of the groups."""
         return self.units * self.group
+
+    @property
+    @override
+    def times(self) -> Sequence[float]:
+        return self.setup.chain.times[: self.setup.chain.n_decisions]
 
     def collect(self, number: int) -> Metrics:
         """Sample groups and score them; note where the best and the worst of each are."""

@@ -1,7 +1,7 @@
 """Policy gradients on the denoising chain: DDPO-IS, DDPO-SF, GRPO and DPOK differ in loss and advantage rule alone."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +96,11 @@ class PolicyGradient(Algorithm[ChainConfig]):
         self.advantages = advantages[samples.index.to(advantages.device)]
         self.told_apart = (advantages != 0).cpu()
         return summary(rewards)
+
+    @property
+    @override
+    def times(self) -> Sequence[float]:
+        return self.setup.chain.times[: self.setup.chain.n_decisions]
 
     @property
     @override

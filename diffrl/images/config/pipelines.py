@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,26 @@ def unguided(model: str) -> str | None:
 def sampled_as(model: str) -> dict[str, Any]:
     """The settings of sampling that a pipeline's files ask for, beside what they are by default; {}: not on this disk.
 
-    A Flux transformer without an embedding of guidance, and a grid that is not shifted, is FLUX.1-schnell's, which was
-    distilled to four steps without any. One with such an embedding is told 3.5, as by its pipeline (FLUX.1-dev).
+    FLUX.1-schnell was distilled to four steps without guidance. A Flux transformer with an embedding of guidance is
+    told 3.5, as by its pipeline (FLUX.1-dev).
     """
     if unguided(model) is not None:
         return {"guidance": 1.0}
     flux = _file(model, "model_index.json").get("_class_name") == "FluxPipeline"
-    told = _file(model, "transformer/config.json").get("guidance_embeds") if flux else None
-    if told:
+    transformer = _file(model, "transformer/config.json") if flux else {}
+    if transformer.get("guidance_embeds"):
         return {"guidance": 3.5}
-    if told is False and _file(model, "scheduler/scheduler_config.json").get("use_dynamic_shifting") is False:
+    if is_schnell(transformer, _file(model, "scheduler/scheduler_config.json")):
         return {"guidance": 1.0, "steps": 4}
     return {}
+
+
+def is_schnell(transformer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> bool:
+    """Whether the configurations of a FluxPipeline are FLUX.1-schnell's: no guidance embedded, a grid not shifted.
+
+    FLUX.1-dev's grid is shifted, also where its guidance was distilled out again.
+    """
+    return transformer.get("guidance_embeds") is False and scheduler.get("use_dynamic_shifting") is False
 
 
 def _file(model: str, name: str) -> dict[str, Any]:

@@ -151,7 +151,10 @@ def control_model(
     **options: Any,
 ) -> Control:
     """`Control` on the pipeline `name`; checkpointing, options: as `load_pipeline` takes them."""
-    base = load_pipeline(name, lora=None, precision=precision, device=device, checkpointing=checkpointing, **options)
+    # A new branch begins as the U-Net's weights are in the files; a trained one needs none of them.
+    frozen = PRECISIONS.get(precision) if controlnet is not None else torch.float32
+    given = {"precision": precision, "device": device, "checkpointing": checkpointing, "frozen": frozen, **options}
+    base = load_pipeline(name, lora=None, **given)
     model = Control(base, controlnet, lora=lora, precision=precision, seed=seed)
     if checkpointing:
         branch: Any = model.tuned.network

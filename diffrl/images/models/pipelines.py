@@ -49,6 +49,7 @@ class PipelineModel(ImageModel):
         lora: Lora | None,
         precision: str,
         seed: int,
+        trained: bool = True,
     ) -> None:
         network = self.network_of(pipeline)
         self.name = name
@@ -60,7 +61,7 @@ class PipelineModel(ImageModel):
         """The bounds to which the model's own sampler clamps D(x, t); only pixel models have them."""
         self._schedule = schedule
         self._dtype: torch.dtype = network.dtype  # of most parameters: diffusers keeps some in float32
-        self.tuned = Tuned(network, lora, precision, seed)
+        self.tuned = Tuned(network, lora, precision, seed, trained=trained)
         self._prompts = PromptCache(self._encode)
 
     @classmethod
@@ -318,6 +319,7 @@ def load_pipeline(
     vae_slicing: bool = False,
     lean: bool = False,
     kind: type[PipelineModel] | None = None,
+    frozen: torch.dtype | None = None,
 ) -> PipelineModel:
     """A diffusers pipeline in a folder (of `save_pretrained`) or of a hub id, as an image model.
 
@@ -332,6 +334,8 @@ def load_pipeline(
     lean: the autoencoder works on one image, and on a tile of it, at a time; and the network waits on the host until
         `settle` has dropped the text encoders, so that the two are never on the device together.
     kind: the class of what is made; by default what `known_pipelines` has for the pipeline's class.
+    frozen: the network is not trained, not even by adapters (`lora` is None): it is read in this type, and has no copy
+        for a reference.
 
     Raises UserError for a pipeline that is not there, incomplete, in pickle format or of another class.
     """
@@ -345,9 +349,10 @@ def load_pipeline(
             raise UserError(f"{name} is a {index.get('_class_name')}; what can be fine-tuned: {', '.join(kinds)}.")
         kind.check_index(name, index)
         half = PRECISIONS[precision]
-        frozen = [part for part in index if part.startswith("text_encoder") or part == "vae"]
-        trained = [part for part in (kind.network_name, kind.second_name) if part is not None and part in index]
-        dtypes = dict.fromkeys(frozen + (trained if lora is not None else []), half)
+        beside = [part for part in index if part.startswith("text_encoder") or part == "vae"]
+        networks = [part for part in (kind.network_name, kind.second_name) if part is not None and part in index]
+        of_networks = half if lora is not None else frozen or torch.float32
+        dtypes = dict.fromkeys(beside, half) | dict.fromkeys(networks, of_networks)
         pipeline = read_pipeline(name, index, dtypes)
         if "vae" in index:
             if half is torch.float16 and pipeline.vae.config.get("force_upcast", False):
@@ -359,7 +364,7 @@ def load_pipeline(
             if lean:
                 pipeline.vae.enable_tiling()
         for part, module in pipeline.components.items():
-            if hasattr(module, "parameters") and not (lean and part in trained):
+            if hasattr(module, "parameters") and not (lean and part in networks):
                 module.to(torch.device(device))
         network = kind.network_of(pipeline)
         shape = kind.state_shape(name, pipeline, network, size, frames)
@@ -369,7 +374,8 @@ def load_pipeline(
             network.enable_gradient_checkpointing()
         if lora is not None and lora.targets is None and kind.targets is not None:
             lora = dataclasses.replace(lora, targets=kind.targets)
-        model = kind(name, pipeline, kind.schedule(pipeline, network, shape), shape, lora, precision, seed)
+        schedule = kind.schedule(pipeline, network, shape)
+        model = kind(name, pipeline, schedule, shape, lora, precision, seed, frozen is None)
         model.device = torch.empty(0, device=device).device
         return model
 

@@ -77,7 +77,9 @@ class DiscreteSchedule:
         own = kind_of in OWN or any(settings.get(name) for name in SPACED)
         own |= spacing == "linspace" or settings.get("interpolation_type") == "log_linear"
         self._spaced = own and hasattr(scheduler, "sigmas")
-        if kind_of in ("LCM", "TCD") or self._spaced:
+        self.own_levels = kind_of in ("LCM", "TCD") or self._spaced
+        """Whether the grid is the scheduler's own, and not DDIM's."""
+        if self.own_levels:
             self._grid = type(scheduler).from_config(settings)
         self.prediction = Prediction(KINDS[kind], VP())
         self._table = table.clamp_max(PURE).float()

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffrl.diffusion import Network
+from diffrl.images.config.pipelines import is_schnell
 from diffrl.images.model import ATTENTION, Condition
 from diffrl.images.models.loading import quiet
 from diffrl.images.models.pipelines import BOTH, LatentModel, PipelineModel, refuse_frames
@@ -23,6 +24,8 @@ from diffrl.support.errors import UserError
 T = TypeVar("T")
 TOKENS = 512
 """Tokens of a prompt that are read, by the pipelines' default."""
+SCHNELL = 256
+"""Tokens of a prompt that FLUX.1-schnell was trained with, and reads; its pipeline's default is FLUX.1-dev's 512."""
 
 
 class FlowTransformer(LatentModel):
@@ -116,11 +119,17 @@ class Flux(FlowTransformer):
 
     targets = BOTH
 
+    @property
+    def schnell(self) -> bool:
+        """Whether it is FLUX.1-schnell."""
+        return is_schnell(self.pipeline.transformer.config, self.pipeline.scheduler.config)
+
     @override
     def _encode(self, prompt: str) -> Condition:
-        self._text(self.pipeline.tokenizer_2, prompt)
+        length = SCHNELL if self.schnell else TOKENS
+        self._text(self.pipeline.tokenizer_2, prompt, length)
         with quiet():
-            states, pooled, _ = self.pipeline.encode_prompt([prompt], device=self.device, max_sequence_length=TOKENS)
+            states, pooled, _ = self.pipeline.encode_prompt([prompt], device=self.device, max_sequence_length=length)
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     @override

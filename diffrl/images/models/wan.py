@@ -4,7 +4,7 @@ A state is the latents (C, T, h, w) of F = 1 + n (T - 1) frames, n the autoencod
 is (B, F, 3, H, W); of one frame (B, 3, H, W), an image. Samples equal diffusers' own from the same noise, to rounding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,24 @@ class Wan(FlowTransformer):
                     f"--layers: those layers are in {adapted.pop()} alone; expected some of each of {self.name}'s two "
                     "networks, such as blocks.0.attn1, as adapters are written for both."
                 )
+
+    def require_called(self, times: Sequence[float]) -> None:
+        """Raise UserError where one network of two is trained alone, and is called at none of these times."""
+        network = self.tuned.network
+        if not isinstance(network, Experts):
+            return
+        trained = {name.partition(".")[0] for name in self.tuned.parameters()}
+        noisy = self._schedule.label(torch.tensor(times)) >= network.boundary
+        called = {"transformer" if first else "transformer_2" for first in noisy.tolist()}
+        if not trained & called:
+            (one,), (other,) = trained, called
+            boundary = self.pipeline.config.boundary_ratio
+            when = f"from time {boundary:g} on" if one == "transformer" else f"below time {boundary:g}"
+            at = f"{times[0]:.3g}" + (f" to {times[-1]:.3g}" if len(times) > 1 else "")
+            raise UserError(
+                f"--layers: those layers are in {one} alone, which {self.name} calls {when}, and the steps that are "
+                f"learned from are at {at}: name layers of {other}, or take other --steps."
+            )
 
     @classmethod
     @override

@@ -248,7 +248,7 @@ def cells_of_csv(
     that it must have, among them task and agent, whose cells are names. either: it must have one of these too. Raises
     UserError, with the line's number, at the first row that is wrong.
     """
-    text = read_text(path, what).removeprefix("\ufeff")
+    text = read_text(path, what)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     try:

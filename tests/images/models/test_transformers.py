@@ -84,6 +84,23 @@ def test_a_sample_is_the_pipelines_own(kind: str, newer_folders: dict[str, Path]
     newer.assert_prompts_matter(model, x, PROMPTS)
 
 
+def test_schnell_reads_the_tokens_that_it_was_trained_with(
+    newer_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """256, as its model card has it, whatever the pipeline's default: its files tell. A cut prompt is told."""
+    folder = newer.save_flux(tmp_path / "schnell", shifted=False)
+    model, pipeline = loaded(folder, lora=Lora(2)), diffusers_pipeline(folder)
+    x, size = noise(model, 2), {"height": 32, "width": 32}
+    given = {"prompt": PROMPTS, "latents": pack(x), "num_inference_steps": 4, "output_type": "pt", **size}
+    card, default = (pipeline(**given, **more).images for more in ({"max_sequence_length": 256}, {}))
+    assert_equal_to_rounding(ours(model, x), card, ROUNDINGS)
+    assert (card - default).abs().max() > 1e-4
+    lengths = {kind: loaded(newer_folders[kind]).conditions(["a"]) for kind in ("flux", "flux-dev")}
+    assert [c["encoder_hidden_states"].shape[1] for c in lengths.values()] == [512, 512]
+    model.conditions(["a" * 300])
+    assert "reads 256 tokens of a prompt" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sd35"])
 def test_another_size_is_the_pipelines_own(kind: str, newer_folders: dict[str, Path]) -> None:
     """With the shift of its own number of tokens; by default the size is the pipeline's; others are refused."""
