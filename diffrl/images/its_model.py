@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffrl.images.algorithms.base import PARAMETER, Algorithm
-from diffrl.images.model import OtherModel
+from diffrl.images.config import FinetuneConfig
+from diffrl.images.model import ImageModel, OtherModel
+from diffrl.images.models import model_of
 from diffrl.images.models.adapters import adapted_layers
 from diffrl.images.run import FinetuneRun
 from diffrl.images.samples import Setup
@@ -16,25 +18,29 @@ from diffrl.support.errors import UserError
 from diffrl.training import checkpoint
 
 
-def adapted(resumed: FinetuneRun | None) -> tuple[str, ...] | None:
-    """The layers that the adapters of a run that goes on are on, by its checkpoint: other versions chose others."""
-    if resumed is None or not resumed.config.lora or resumed.config.builtin or not checkpoint.steps(resumed.path):
+def made_again(run: FinetuneRun, config: FinetuneConfig, device: str, quiet: bool) -> ImageModel:
+    """`models.model_of`, for a run that goes on. Raises UserError where its folder holds another one by now."""
+    with as_it_began(config.model, run.path):
+        return model_of(config, device, quiet, _adapted(run))
+
+
+def _adapted(run: FinetuneRun) -> tuple[str, ...] | None:
+    """The layers that the adapters of a run are on, by its checkpoint: other versions chose others."""
+    if not run.config.lora or run.config.builtin or not checkpoint.steps(run.path):
         return None
-    tensors = checkpoint.load_latest(resumed.path)[0].tensors
+    tensors = checkpoint.load_latest(run.path)[0].tensors
     return adapted_layers(name.removeprefix(PARAMETER) for name in tensors if name.startswith(PARAMETER))
 
 
 @contextlib.contextmanager
-def as_it_began(model: str, run: Path | None) -> Iterator[None]:
-    """A block in which `model` is made, or takes what is saved of it, for a run that goes on; None: for a new one.
+def as_it_began(model: str, run: Path) -> Iterator[None]:
+    """A block in which `model` is made, or takes what is saved of it, for a run that goes on.
 
     Raises UserError where its folder holds another architecture by now.
     """
     try:
         yield
     except OtherModel as error:
-        if run is None:
-            raise
         raise UserError(
             f"{model} is no longer the model that {run} began with: {error.difference}. Put that one back, or begin "
             "a new run."

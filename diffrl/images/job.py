@@ -162,8 +162,8 @@ class _Session:
                 self.rewarded = None if config.scored_by is None else written(config.scored_by, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             # After the rewards: what is wrong with one is said at once.
-            with its_model.as_it_began(config.model, None if resumed is None else resumed.path):
-                model = model_of(config, device, quiet, its_model.adapted(resumed))
+            made = (config, device, quiet)
+            model = model_of(*made) if resumed is None else its_model.made_again(resumed, *made)
             self.classifier = _classifier(config)
         prompts = prompts_of_run(config, model, base_of(config.model))
         for asked in (reward, self.held_out):
