@@ -141,7 +141,7 @@ def begin(env: worlds.Seeded, name: Name, seed: int | None) -> NDArray[np.float6
         else:
             goal = _draw(vertices(inner.maze_map))
     # The seed of `reset` is another stream than that of the cells: the same numbers would come again.
-    reset_seed = None if seed is None else int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0] >> 1)
+    reset_seed = None if seed is None else int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0]) >> 1
     return env.reset(seed=reset_seed, options={"task_info": {"init_ij": start, "goal_ij": goal}})[0]
 
 
