@@ -42,7 +42,7 @@ from diffrl.images.samples import RunState, Setup, chain_of
 from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
 from diffrl.images.stored import FILES_OF_REWARDS, MEASURED_BY, TRAINED_BY, as_written, changed, files_of, written
-from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
+from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos, refuse_without_gradient
 from diffrl.images.world import LostProcess, World
 from diffrl.support import failure, schema
 from diffrl.support import folder as folders
@@ -170,6 +170,8 @@ class _Session:
             if new and getattr(asked, "videos", False):
                 refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
+        if new:
+            refuse_without_gradient(reward, config, model, prompts)
         if config.shard and world.size > 1:
             # Said of blocks that return a part of a tensor; it is for code that then adds to that in place, which no
             # network here does: gradients are those of one process (tests/images/test_processes.py).
