@@ -186,9 +186,13 @@ def _system(address: str, error: type[UserError]) -> tuple[Any, str]:
         system, place = fsspec.core.url_to_fs(address, **more)
     except ImportError as missing:
         name = getattr(missing, "name", None)
+        asked_for = re.match(r"(?:Please )?install ([\w-]+) (?:to|for) access", first_line(missing), re.IGNORECASE)
+        name = asked_for[1] if asked_for else name
         said = f"{name} is not installed" if name else first_line(missing).rstrip(".")
-        extra = " pip install 'diffrl[remote]' brings what http:// and https:// need."
-        raise error(f"{address} cannot be opened: {said}.{extra if name in ('fsspec', 'aiohttp') else ''}") from missing
+        extra = f" `pip install {name}` brings what {address.partition('://')[0]}:// needs." if asked_for else ""
+        if name in ("fsspec", "aiohttp"):
+            extra = " `pip install 'diffrl[remote]'` brings what http:// and https:// need."
+        raise error(f"{address} cannot be opened: {said}.{extra}") from missing
     system.invalidate_cache()
     return system, place
 
@@ -216,9 +220,16 @@ def _asking(address: str, error: type[UserError]) -> Iterator[None]:
             raise error(f"There is nothing at {address}.") from problem
         raise error(f"{address} cannot be read: {why(cause)}. {_ADVICE}") from problem
     except Exception as problem:
+        kinds = {kind.__name__ for kind in type(problem).__mro__}
+        if not kinds.isdisjoint({"NoCredentialsError", "PartialCredentialsError"}):  # botocore's
+            raise error(f"{address} cannot be read: no credentials for S3 are found here. {_CREDENTIALS}") from problem
         raise error(f"{address} cannot be read: {why(problem)}. {_ADVICE}") from problem
 
 
+_CREDENTIALS = (
+    "Set $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY, or keep them in ~/.aws/credentials (`aws configure`); for a "
+    "bucket that anybody may read, set FSSPEC_S3_ANON=true."
+)
 _ADVICE = "Check the address and the network."
 
 

@@ -1,6 +1,7 @@
 """Runs and data sets at addresses: fetched whole, fetched once, fetched anew when they change, and never written."""
 
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from fsspec.registry import _registry
 
 import diffrl
 from diffrl.cli import main
@@ -400,5 +402,46 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
     with pytest.raises(UserError, match=r"aiohttp is not installed.*diffrl\[remote\]"):
         remote.local_file("http://127.0.0.1:9/a")
-    with pytest.raises(UserError, match="s3fs"):
+    for name, scheme in (("s3fs", "s3"), ("gcsfs", "gs")):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+        with pytest.raises(UserError) as caught:
+            remote.local_file(f"{scheme}://bucket/a")
+        expected = f"{name} is not installed. `pip install {name}` brings what {scheme}:// needs."
+        assert str(caught.value) == f"{scheme}://bucket/a cannot be opened: {expected}"
+
+
+class NoCredentialsError(Exception):
+    """Named and worded as botocore's, whose library the tests do not need."""
+
+    def __str__(self) -> str:
+        return "Unable to locate credentials"
+
+
+class Locked(fsspec.AbstractFileSystem):
+    """A file system as s3fs is where it finds no credentials."""
+
+    def info(self, path: str, **options: object) -> Any:
+        raise NoCredentialsError
+
+    find = ls = info
+
+
+def test_where_credentials_are_missing_it_is_said_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_registry, "s3", Locked)
+    for read in (remote.local_file, remote.local_folder):
+        with pytest.raises(UserError) as caught:
+            read("s3://bucket/a")
+        said = str(caught.value)
+        assert said.startswith("s3://bucket/a cannot be read: no credentials for S3 are found here. Set $AWS_ACCESS_")
+        assert "FSSPEC_S3_ANON=true" in said
+        assert "Check the address" not in said
+
+
+def test_s3fs_itself_misses_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("s3fs")
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match="no credentials for S3 are found here"):
         remote.local_file("s3://bucket/a")
