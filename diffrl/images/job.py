@@ -14,7 +14,7 @@ from torch import Tensor
 from diffrl.images import comparable, ended, its_model, rewards, served
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
-from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
+from diffrl.images.config import NOTHING, DPOConfig, DRaFTConfig, FinetuneConfig, OnlineConfig, ReFLConfig
 from diffrl.images.config.base import CONFIG, base_of, check_rank
 from diffrl.images.evaluation import IndependentClassifier, alarm, classifier_of, evaluate, sampled, training_loss
 from diffrl.images.examples import extras_of
@@ -23,6 +23,7 @@ from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.rewards.base import check_prompts, parts_of
 from diffrl.images.rewards.human import Human
+from diffrl.images.rewards.remote import Remote
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
     FILES,
@@ -151,6 +152,7 @@ class _Session:
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
             self.files: dict[str, dict[str, str]] = {}
+            self.scorers: list[Remote] = []
             self.rewarded = config.scored_by  # as it is said
             if ":" in f"{config.scored_by} {config.held_out}":  # else no reward names a file
                 before = {} if resumed is None else resumed.reward_files()
@@ -159,7 +161,7 @@ class _Session:
                     self._say(f"[yellow]{note}[/]")
                 for asked in (reward, self.held_out):
                     as_written(asked, self.files)
-                served.expect(resumed, (reward, self.held_out))
+                self.scorers = served.expecting(resumed, (reward, self.held_out))
                 self.rewarded = None if config.scored_by is None else written(config.scored_by, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             # After the rewards: what is wrong with one is said at once.
@@ -171,7 +173,7 @@ class _Session:
             if new and getattr(asked, "videos", False):
                 refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
-        if new:
+        if new and isinstance(config, DRaFTConfig | ReFLConfig):
             refuse_without_gradient(reward, config, model, prompts)
         if config.shard and world.size > 1:
             # Said of blocks that return a part of a tensor; it is for code that then adds to that in place, which no
@@ -263,7 +265,7 @@ class _Session:
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             about: dict[str, Any] = {"versions": versions("diffusers", "transformers", "peft", "accelerate")}
-            about |= served.noted(resumed)
+            about |= served.noted(resumed) if self.scorers else {}
             if (base := base_of(config.model)) is not None:
                 about["base"] = base
             # Of a run of before it is not known, and what its file says now may be an edit.
@@ -366,7 +368,8 @@ class _Session:
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             entry |= training_loss(self.folder, log)
             entry |= {"silent_rounds": state.silent} if state.silent else {}
-            served.note(self.folder, (self.setup.reward, self.held_out))
+            if self.scorers:
+                served.note(self.folder, self.scorers)
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])

@@ -1,6 +1,6 @@
 """What the scorers of a run say that they serve, kept with the run: one that goes on is scored by the same reward."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from diffrl.images.rewards.base import Reward, parts_of
@@ -18,22 +18,20 @@ def noted(run: FinetuneRun | None) -> dict[str, Any]:
     return {SERVED: served} if isinstance(served, dict) and served else {}
 
 
-def expect(run: FinetuneRun | None, asked: Iterable[Reward | None]) -> None:
-    """Have the scorers among the rewards refuse answers of another one than the run has noted."""
+def expecting(run: FinetuneRun | None, asked: Iterable[Reward | None]) -> list[Remote]:
+    """The scorers among the rewards, which refuse answers of another one than the run has noted."""
+    scorers = [part for reward in asked for part in parts_of(reward) if isinstance(part, Remote)]
     before = noted(run).get(SERVED, {})
-    for scorer in _scorers(asked):
+    for scorer in scorers:
         said = before.get(scorer.name)
         scorer.serves = said if isinstance(said, str) else None
+    return scorers
 
 
-def note(run: FinetuneRun, asked: Iterable[Reward | None]) -> None:
-    """Write into `run.json` what the scorers among the rewards have said, where that is new."""
+def note(run: FinetuneRun, scorers: Iterable[Remote]) -> None:
+    """Write into `run.json` what the scorers have said, where that is new."""
     about = run.about()
     before = about.get(SERVED) or {}
-    now = before | {scorer.name: scorer.serves for scorer in _scorers(asked) if scorer.serves is not None}
+    now = before | {scorer.name: scorer.serves for scorer in scorers if scorer.serves is not None}
     if about and now != before:
         folder.write_json(run.path / folder.ABOUT, {**about, SERVED: now})
-
-
-def _scorers(asked: Iterable[Reward | None]) -> Iterator[Remote]:
-    return (part for reward in asked for part in parts_of(reward) if isinstance(part, Remote))

@@ -8,7 +8,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffrl.images.config.algorithms import ALGORITHMS, DRaFTConfig, ReFLConfig
+from diffrl.images.config.algorithms import ALGORITHMS, DRaFTConfig
 from diffrl.images.config.base import NOTHING, FinetuneConfig, OnlineConfig, base_of
 from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.lists import read_prompts
@@ -135,7 +135,7 @@ def refuse_videos(reward: Reward | None, model: ImageModel) -> None:
 
 
 def refuse_without_gradient(reward: Reward | None, config: FinetuneConfig, model: ImageModel, prompts: Prompts) -> None:
-    """Raise GradientError where a reward of one's own, which is learned from by its gradient, turns out to have none.
+    """Raise GradientError where a reward of one's own turns out to have no gradient, of a run that is to learn by it.
 
     It is asked about images of noise, before the run has a folder. Whatever else is wrong with its answer is left to
     the run: on its own images it may be right.
@@ -145,20 +145,20 @@ def refuse_without_gradient(reward: Reward | None, config: FinetuneConfig, model
     from diffrl.images.model import image_shape
     from diffrl.images.rewards.python import Function
 
-    if not isinstance(config, DRaFTConfig | ReFLConfig):
+    own = [part for part in parts_of(reward) if isinstance(part, Function) and part.differentiable]
+    if not own:
         return
     n = min(2, config.micro_batch, len(prompts))
     noise = torch.rand(n, *image_shape(model), generator=torch.Generator().manual_seed(config.seed)).to(model.device)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():  # a reward may draw numbers, and the run has its own
-        for part in parts_of(reward):
-            if isinstance(part, Function) and part.differentiable:
-                try:
-                    answer(part, noise.clone().requires_grad_(), prompts.texts[:n], prompts.metadata[:n])
-                except GradientError:
-                    raise
-                except UserError:
-                    pass
+        for part in own:
+            try:
+                answer(part, noise.clone().requires_grad_(), prompts.texts[:n], prompts.metadata[:n])
+            except GradientError:
+                raise
+            except UserError:
+                pass
 
 
 def notes(reward: Reward | None) -> list[str]:
