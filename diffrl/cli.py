@@ -121,7 +121,7 @@ def _augment(words: Sequence[str]) -> int:
         for line in plugins.left_out(methods.GROUP, {words[0]}):
             print(f"diffrl: {line}", file=sys.stderr)
     elif (brought := methods.find(words[0], verbs)) is not None:
-        verbs[words[0]] = augment.of_package(brought)
+        verbs[words[0]] = augment.of_package(words[0], brought)
     return _subcommand("augment", about, verbs, words, lambda: methods.names(verbs))
 
 
