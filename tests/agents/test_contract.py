@@ -258,6 +258,20 @@ def test_a_packages_planner_is_trained_and_its_online_run_refused(
     assert not (site.parent / "online").exists()
 
 
+def test_a_packages_agent_of_segments_is_refused_online_as_one_of_segments(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose settings know no chunks."""
+    stepwise = "    @property\n    def stepwise(self):\n        return False\n\n    def implementation"
+    rc, run = trained_by_command(site, AGENT, CONFIG.replace("    def implementation", stepwise))
+    assert rc == 0
+    assert main(["online", str(run)]) == 2
+    assert (
+        "is of the agent toy, which as it is set learns from whole segments of data: it cannot go on from single steps "
+        "in its environment. Start from a run of another agent."
+    ) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("agent", "planner", "why"),
     [
