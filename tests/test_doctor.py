@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -101,9 +102,55 @@ def test_a_full_disk_and_a_place_that_cannot_be_written(monkeypatch: pytest.Monk
     for free, state in ((doctor.TIGHT, "works"), (doctor.TIGHT - 1, "missing")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
         assert doctor.place("data", tmp_path / "new" / "folder", "$X").state == state
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    refused = doctor.place("data", tmp_path / "new", "$X")
+    (tmp_path / "file").touch()
+    refused = doctor.place("data", tmp_path / "file" / "new", "$X")
     assert (refused.state, refused.advice) == ("missing", "Choose another by $X.")
+    assert refused.found == f"{tmp_path / 'file' / 'new'} cannot be made: not a directory"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc, in which nothing can be made")
+def test_what_is_recommended_works_where_the_usual_folders_cannot_be_made(
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs, data, models and compiled code each have a variable or an option of their own."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("DIFFRL_DATA", "DIFFRL_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "/proc/x")
+    monkeypatch.chdir("/proc")
+    assert main(["doctor", "--no-rendering"]) == 0
+    said = capsys.readouterr().out
+    for part, place in (("D4RL's data", "x"), ("models kept", "x"), ("runs", "runs")):
+        line = next(line for line in said.splitlines() if part in line and line.startswith("--"))
+        assert line.rstrip().endswith(f"/proc/{place} cannot be made: no such file or directory")
+    assert "MiB free. Little room" not in said
+    if "no C++ compiler" not in said:
+        assert "a C++ compiler, but /proc/x cannot be made" in said
+        assert "Choose another folder for what is compiled by $TORCHINDUCTOR_CACHE_DIR." in said
+    command, there = said.splitlines()[-1].strip(), tmp_path / "diffrl"
+    train = "diffrl train diffusion_ql/maze2d-umaze-v1-small"
+    assert command == f"DIFFRL_DATA={there / 'data'} {train} --out {there / 'run1'}"
+    (there / "run1").mkdir(parents=True)
+    assert doctor.first_command().endswith("run2")
+    monkeypatch.setenv("DIFFRL_DATA", str(own_data))
+    monkeypatch.chdir(tmp_path)
+    assert doctor.first_command() == train
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_what_is_recommended_runs(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "tests.doctor_on_a_full_disk", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'benchmarks'}"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=280)
+    if done.returncode == 3:
+        pytest.skip("this kernel lets us mount no file system")
+    assert done.returncode == 0, done.stderr
+    for part in ("models kept", "runs"):
+        line = next(line for line in done.stdout.splitlines() if line[3:].startswith(part))
+        assert "cannot be made: no space left on device" in line
+    assert "a C++ compiler, but" in done.stdout or "no C++ compiler" in done.stdout
+    assert list((tmp_path / "diffrl" / "run1" / "checkpoints").iterdir())
 
 
 def test_rendering_is_what_a_process_that_draws_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 import warnings
-from argparse import Action, ArgumentParser
+from argparse import Action, ArgumentParser, _SubParsersAction
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -17,6 +19,8 @@ from diffrl.commands.optional import registry
 from diffrl.support.errors import UserError
 
 Shell = Literal["bash", "zsh", "fish"]
+TAB = r"\t"
+"""What divides a word that fish offers from what is said of it, in fish's own writing."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,11 @@ class Completion:
     """Print a script that makes your shell complete verbs, options, their values and files of diffrl at TAB.
 
     For example,
+      mkdir -p ~/.local/share/bash-completion/completions
       diffrl completion bash > ~/.local/share/bash-completion/completions/diffrl
+      mkdir -p ~/.zfunc
       diffrl completion zsh > ~/.zfunc/_diffrl       with fpath+=~/.zfunc above compinit in ~/.zshrc
+      mkdir -p ~/.config/fish/completions
       diffrl completion fish > ~/.config/fish/completions/diffrl.fish
       eval "$(diffrl completion bash)"               in this session alone
 
@@ -38,10 +45,28 @@ class Completion:
 
     def run(self) -> int:
         """Print the script."""
-        import shtab
-
-        print(shtab.complete(whole(), shell=self.shell))
+        print(script(whole(), self.shell))
         return 0
+
+
+def script(parser: ArgumentParser, shell: Shell) -> str:
+    """What makes a shell complete the words of a parser's command line."""
+    import shtab
+
+    made = shtab.complete(parser, shell=shell)
+    # Its own words on where it belongs are others than ours, which `diffrl completion --help` has.
+    usage = f"# Made by `diffrl completion {shell}`; `diffrl completion --help` says where it belongs.\n"
+    made = re.sub(r"(?m)^# Usage:\n(#.*\n)+", usage, made, count=1)
+    return _without_help(made) if shell == "fish" else made
+
+
+def _without_help(made: str) -> str:
+    """A script of fish's without the option's help behind each of its values: they get an empty one of their own."""
+
+    def plainly(match: re.Match[str]) -> str:
+        return f'ka "{" ".join(f"{shlex.quote(word)}{TAB}" for word in shlex.split(match[1]))}"'
+
+    return re.sub(r'(?m)(?<=[- x])ka "([^"(]*)"(?= -d )', plainly, made)
 
 
 def whole() -> ArgumentParser:
@@ -57,7 +82,20 @@ def whole() -> ArgumentParser:
     with registry:  # as the verbs' words are parsed
         for name, fill in _verbs().items():
             fill(verbs.add_parser(name, add_help=False, help=_SUMMARY[name]))
+    _help(verbs.add_parser("help", add_help=False, help="all options of a verb"), verbs)
     return parser
+
+
+def _help(parser: ArgumentParser, verbs: _SubParsersAction[ArgumentParser]) -> None:
+    """Add to the parser of `help` the verbs, and the ones below them, without their options."""
+    below = parser.add_subparsers(dest="what")
+    for choice in verbs._get_subactions():
+        if choice.dest == "help":
+            continue
+        named = below.add_parser(choice.dest, add_help=False, help=choice.help)
+        for action in verbs.choices[choice.dest]._actions:
+            if isinstance(action, _SubParsersAction):
+                _help(named, action)
 
 
 _SUMMARY = {
@@ -136,12 +174,23 @@ def _online(parser: ArgumentParser) -> None:
     from diffrl.runs.config import TrainConfig
 
     _fill(parser, [Online])
+    for name in _online_agents():
+        default = TrainConfig(dataset="", agent=agents.get(name)())
+        how: dict[str, Any] = {"default": default, "config": (tyro.conf.AvoidSubcommands,)}
+        _fill(parser, [TrainConfig], of_configuration, **how)
+
+
+def _online_agents() -> list[str]:
+    """The names of the agents that can begin in an environment, as `diffrl online CONFIG` has them do."""
+    import agents
+    from diffrl.runs.config import TrainConfig
+
+    found = []
     for name in agents.installed():
         with contextlib.suppress(UserError):
-            default = TrainConfig(dataset="", agent=agents.get(name)())
-            if default.agent.stepwise and default.agent.learns_from_rewards:
-                how: dict[str, Any] = {"default": default, "config": (tyro.conf.AvoidSubcommands,)}
-                _fill(parser, [TrainConfig], of_configuration, **how)
+            agent = TrainConfig(dataset="", agent=agents.get(name)()).agent
+            found += [name] if agent.stepwise and agent.learns_from_rewards else []
+    return found
 
 
 def _finetune(parser: ArgumentParser) -> None:
@@ -177,6 +226,8 @@ def _fill(
         for action in made._actions:
             if not wanted(action.option_strings[0] if action.option_strings else action.dest):
                 continue
+            if any(word.replace("--no-", "--", 1) in action.option_strings[:1] for word in action.option_strings[1:]):
+                action.choices, action.nargs = None, 0  # a flag, which argparse would give a value, to tell None
             action.choices = action.choices and [word for word in action.choices if word != "None"]
             known = next((there[word] for word in (*action.option_strings, action.dest) if word in there), None)
             if known is None:
@@ -225,6 +276,9 @@ def _take(parser: ArgumentParser, action: Action) -> None:
             action.choices = [*rewards(), *([NOTHING] if "--held-out" in action.option_strings else [])]
         case "model":
             complete = _names_and_files("model", TINY)
+        case _ if str(action.metavar) == "RUN|CONFIG":
+            known = [name for name in configuration.shipped() if name.partition("/")[0] in _online_agents()]
+            complete = _names_and_files("run_or_configuration", known)
         case _ if "RUN" in str(action.metavar):
             complete = "directory"
         case _ if "PATH" in str(action.metavar) or not action.option_strings:
@@ -243,7 +297,7 @@ def _names_and_files(what: str, names: Sequence[str]) -> Mapping[str, Any]:
         "preamble": {
             "bash": f'{function}() {{\n  compgen -W "{listed}" -- "$1"\n  compgen -f -- "$1"\n}}',
             "zsh": f"{function}() {{\n  compadd -- {listed}\n  _files\n}}",
-            "fish": f"function {function}\n  printf '%s\\n' {listed}\n  __fish_complete_path (commandline -ct)\nend",
+            "fish": f"function {function}\n  printf '%s\\t\\n' {listed}\n  __fish_complete_path (commandline -ct)\nend",
         },
     }
 
@@ -277,10 +331,10 @@ _CHECKPOINTS: Mapping[str, Any] = {
   compadd -- $found
 }""",
         "fish": r"""function _diffrl_checkpoint
-  printf '%s\n' last best
+  printf '%s\t\n' last best
   for word in (commandline -opc)
     for step in $word/checkpoints/*
-      string replace -r '^.*/0*(?=[0-9])' '' $step
+      printf '%s\t\n' (string replace -r '^.*/0*(?=[0-9])' '' $step)
     end
   end
 end""",
@@ -314,6 +368,6 @@ def _settings() -> Mapping[str, Any]:
         "preamble": {
             "bash": bash,
             "zsh": f"_diffrl_setting() {{\n  compadd -S '' -- {listed}\n}}",
-            "fish": f"function _diffrl_setting\n  printf '%s\\n' {listed}\nend",
+            "fish": f"function _diffrl_setting\n  printf '%s\\t\\n' {listed}\nend",
         },
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +48,7 @@ class Finding:
 class Doctor:
     """Say what works on this machine: versions, processor, GPU, compiler, rendering, extras, folders, free disk.
 
-    It changes nothing and asks no network. The exit code is 0 whatever it finds.
+    It changes nothing, writes only what is gone at once, and asks no network. The exit code is 0 whatever it finds.
     """
 
     rendering: bool = True
@@ -66,7 +68,8 @@ class Doctor:
         console.print(table)
         missing = dict.fromkeys(finding.part for finding in findings if finding.state == "missing")
         done = "All of it works here." if not missing else f"Look at: {', '.join(missing)}. All else works."
-        console.print(f"\n{done} Begin with:\n  diffrl train diffusion_ql/maze2d-umaze-v1-small")
+        console.print(f"\n{done} Begin with:")
+        console.print(f"  {first_command()}", markup=False, soft_wrap=True)
         return 0
 
 
@@ -142,10 +145,15 @@ def compiler() -> Finding:
     """What torch.compile needs on a CPU."""
     from diffrl.support.machine import compiled_code_folder, compiler_found
 
-    if compiler_found():
-        return Finding("compiler", f"a C++ compiler: long runs compile their losses, into {compiled_code_folder()}")
-    advice = "Runs go on uncompiled, which is slower. Install g++ or clang++, such as by `apt install g++`."
-    return Finding("compiler", "no C++ compiler", advice, "missing")
+    slow, variable = "Runs go on uncompiled, which is slower.", "$TORCHINDUCTOR_CACHE_DIR"
+    if not compiler_found():
+        advice = f"{slow} Install g++ or clang++, such as by `apt install g++`."
+        return Finding("compiler", "no C++ compiler", advice, "missing")
+    folder = compiled_code_folder()
+    if why := refusal(folder):
+        advice = f"{slow} Choose another folder for what is compiled by {variable}."
+        return Finding("compiler", f"a C++ compiler, but {why}", advice, "missing")
+    return Finding("compiler", f"a C++ compiler: long runs compile their losses, into {folder} ({variable})")
 
 
 def drawing() -> Finding:
@@ -208,13 +216,44 @@ def folders() -> Iterator[Finding]:
 
 def place(part: str, folder: Path, variable: str) -> Finding:
     """One folder. variable: what chooses another."""
-    above = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
-    if above is None or not os.access(above, os.W_OK):
-        return Finding(part, f"{folder} cannot be written", f"Choose another by {variable}.", "missing")
+    if why := refusal(folder):
+        return Finding(part, why, f"Choose another by {variable}.", "missing")
+    above = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(above).free
     here = "" if above == folder else ", not there yet"
     advice = f"Little room. Another place: {variable}." if free < TIGHT else ""
     return Finding(part, f"{folder}{here}; {size(free)} free", advice, "missing" if advice else "works")
+
+
+def refusal(folder: Path) -> str:
+    """Why a folder takes no file, half a sentence; "" where it does. Tried by a file that is gone at once.
+
+    One that is not there yet would be made: where it cannot be, that is said.
+    """
+    from diffrl.support.failure import no_room
+
+    verb = "made"
+    try:
+        verb = "written" if folder.is_dir() else verb
+        why = no_room(folder / "file")
+    except OSError as error:  # where a folder above may not be entered
+        why = error.strerror or str(error)
+    return f"{folder} cannot be {verb}: {why[:1].lower()}{why[1:]}" if why else ""
+
+
+def first_command() -> str:
+    """What to begin with: the command that trains, with other folders where the usual ones cannot be written."""
+    from diffrl.support.files import data_directory, typed
+
+    command = "diffrl train diffusion_ql/maze2d-umaze-v1-small"
+    homes = (Path.home(), Path(tempfile.gettempdir()))
+    other = next((home for home in homes if not refusal(home)), Path("FOLDER")) / "diffrl"
+    if refusal(Path("runs").absolute()):
+        free = next(run for number in itertools.count(1) if not (run := other / f"run{number}").exists())
+        command = f"{command} --out {typed(free)}"
+    if refusal(data_directory()):
+        command = f"DIFFRL_DATA={typed(other / 'data')} {command}"
+    return command
 
 
 def size(n: int) -> str:

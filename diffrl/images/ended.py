@@ -10,7 +10,7 @@ from diffrl.images.samples import RunState
 from diffrl.images.world import LostProcess
 from diffrl.support import failure
 from diffrl.support import folder as folders
-from diffrl.support.errors import UserError, counted
+from diffrl.support.errors import UserError, counted, ended
 from diffrl.support.files import typed
 from diffrl.training import checkpoint
 from diffrl.training.loop import DivergedError
@@ -48,7 +48,7 @@ def explain(error: UserError, path: Path, state: RunState | None) -> None:
     else:
         more = nothing or ("" if state is None else stopped(path, state.round))
     if more:
-        error.args = (f"{error.args[0] if error.args else error} {more}",)
+        error.args = (f"{ended(str(error.args[0] if error.args else error))} {more}",)
 
 
 def _nothing(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffrl.images import comparable, ended, its_model, rewards
+from diffrl.images import comparable, ended, its_model, rewards, served
 from diffrl.images.algorithms import ALGORITHMS, Finetuner, adamw8bit
 from diffrl.images.algorithms.base import Metrics
 from diffrl.images.config import NOTHING, DPOConfig, FinetuneConfig, OnlineConfig
@@ -42,7 +42,7 @@ from diffrl.images.samples import RunState, Setup, chain_of
 from diffrl.images.saved import gone_for_good, lost
 from diffrl.images.signs import rounding, too_far
 from diffrl.images.stored import FILES_OF_REWARDS, MEASURED_BY, TRAINED_BY, as_written, changed, files_of, written
-from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos
+from diffrl.images.suited import notes, refuse, refuse_grouped, refuse_human, refuse_videos, refuse_without_gradient
 from diffrl.images.world import LostProcess, World
 from diffrl.support import failure, schema
 from diffrl.support import folder as folders
@@ -159,6 +159,7 @@ class _Session:
                     self._say(f"[yellow]{note}[/]")
                 for asked in (reward, self.held_out):
                     as_written(asked, self.files)
+                served.expect(resumed, (reward, self.held_out))
                 self.rewarded = None if config.scored_by is None else written(config.scored_by, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             # After the rewards: what is wrong with one is said at once.
@@ -170,6 +171,8 @@ class _Session:
             if new and getattr(asked, "videos", False):
                 refuse_videos(asked, model)
             check_prompts(asked, prompts.texts, prompts.metadata)
+        if new:
+            refuse_without_gradient(reward, config, model, prompts)
         if config.shard and world.size > 1:
             # Said of blocks that return a part of a tensor; it is for code that then adds to that in place, which no
             # network here does: gradients are those of one process (tests/images/test_processes.py).
@@ -260,6 +263,7 @@ class _Session:
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             about: dict[str, Any] = {"versions": versions("diffusers", "transformers", "peft", "accelerate")}
+            about |= served.noted(resumed)
             if (base := base_of(config.model)) is not None:
                 about["base"] = base
             # Of a run of before it is not known, and what its file says now may be an edit.
@@ -362,6 +366,7 @@ class _Session:
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             entry |= training_loss(self.folder, log)
             entry |= {"silent_rounds": state.silent} if state.silent else {}
+            served.note(self.folder, (self.setup.reward, self.held_out))
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])

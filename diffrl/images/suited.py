@@ -8,17 +8,18 @@ from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffrl.images.config.algorithms import ALGORITHMS, DRaFTConfig
+from diffrl.images.config.algorithms import ALGORITHMS, DRaFTConfig, ReFLConfig
 from diffrl.images.config.base import NOTHING, FinetuneConfig, OnlineConfig, base_of
 from diffrl.images.emoji_words import PROMPTS
 from diffrl.images.lists import read_prompts
-from diffrl.images.rewards.base import Reward, asks_a_person, grouped, parts_of
+from diffrl.images.rewards.base import GradientError, Reward, answer, asks_a_person, grouped, parts_of
 from diffrl.images.rewards.registry import check
 from diffrl.images.rewards.votes_file import shape_of
 from diffrl.support.errors import UserError
 
 if TYPE_CHECKING:
     from diffrl.images.model import ImageModel
+    from diffrl.images.samples import Prompts
 
 MAKES = {"tiny-digits": (1, 8, 8), "tiny-latents": (1, 32, 32), "tiny-emoji": (3, 32, 32)}
 """The shapes (C, H, W) of the images of the built-in models."""
@@ -131,6 +132,33 @@ def refuse_videos(reward: Reward | None, model: ImageModel) -> None:
             f"{whole[0].name} says videos = True, and the model makes images: leave that out, or take a model of "
             "videos (Wan with --frames N)."
         )
+
+
+def refuse_without_gradient(reward: Reward | None, config: FinetuneConfig, model: ImageModel, prompts: Prompts) -> None:
+    """Raise GradientError where a reward of one's own, which is learned from by its gradient, turns out to have none.
+
+    It is asked about images of noise, before the run has a folder. Whatever else is wrong with its answer is left to
+    the run: on its own images it may be right.
+    """
+    import torch
+
+    from diffrl.images.model import image_shape
+    from diffrl.images.rewards.python import Function
+
+    if not isinstance(config, DRaFTConfig | ReFLConfig):
+        return
+    n = min(2, config.micro_batch, len(prompts))
+    noise = torch.rand(n, *image_shape(model), generator=torch.Generator().manual_seed(config.seed)).to(model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad():  # a reward may draw numbers, and the run has its own
+        for part in parts_of(reward):
+            if isinstance(part, Function) and part.differentiable:
+                try:
+                    answer(part, noise.clone().requires_grad_(), prompts.texts[:n], prompts.metadata[:n])
+                except GradientError:
+                    raise
+                except UserError:
+                    pass
 
 
 def notes(reward: Reward | None) -> list[str]:

@@ -81,6 +81,12 @@ def nearest(name: str, known: Iterable[str], command: str = "", group: str = "",
     return found + (f" `{command}` lists all." if command else "")
 
 
+def ended(sentence: str) -> str:
+    """A text with a full stop at its end, unless a sentence ends there: another one is to follow."""
+    text = sentence.rstrip()
+    return text if not text or text.endswith((".", "!", "?")) else f"{text}."
+
+
 def listed(names: Collection[str], most: int = 10) -> str:
     """The names in order, of many the first `most` and how many there are; each is cut where it is long."""
     shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in sorted(names)[:most])

@@ -1,5 +1,6 @@
 """A run that ends before its time says what its folder holds: a checkpoint to go on from, or nothing yet."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import torch
 
 from diffrl.cli import main
 from diffrl.images.ended import explain, stopped
+from diffrl.images.rewards import parse, serve
 from diffrl.images.samples import RunState
 from diffrl.support.errors import UserError
 from diffrl.support.failure import error_of
 from diffrl.training import checkpoint
+from tests.images.rewards.test_remote import running
 from tests.images.test_command import SMALL, mistake
 from tests.images.test_divergence import mistake_of_training
 
@@ -107,3 +110,33 @@ def test_why_a_run_diverged_is_kept_until_it_goes_on(quick: Path, capsys: pytest
     file.write_text(file.read_text().replace("lr: 1.0e+20", "lr: 1.0e-4"))
     assert main(["resume", "run", "--accept-changes"]) == 0
     assert error_of(Path("run")) == ""
+
+
+def test_two_sentences_are_two(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a detector's own error says has no full stop; a command ends a sentence in backticks."""
+    Path("det.py").write_text("def nothing(images):\n    return 1.5\n")
+    Path("prompts.jsonl").write_text('{"prompt": "7", "include": [{"class": "ball", "count": 1}]}\n')
+    words = ["finetune", *SMALL, "--prompts", "prompts.jsonl", "--reward", "geneval:det.py#nothing", "--out", "r"]
+    assert "'float' object is not iterable. r holds no round yet: " in mistake(words, capsys)
+    for text, said in (("it fails", "it fails. "), ("by `a b`", "by `a b`. "), ("Why?", "Why? "), ("So.", "So. ")):
+        error = UserError(text)
+        explain(error, tmp_path, RunState())
+        assert str(error).startswith(said + "Stopped") or str(error).startswith(f"{said}{tmp_path} holds")
+
+
+def test_a_run_is_scored_by_one_scorer(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another one at the same address in the middle of a run ends it, and a run that goes on remembers the first."""
+    with running(serve.server(parse("jpeg"), serves="jpeg")) as url:
+        words = ["finetune", *SMALL, "--reward", f"remote:{url}", "--held-out", "none", "--out", "run"]
+        port = int(url.rpartition(":")[2])
+        assert main(words) == 0
+    assert json.loads(Path("run/run.json").read_text())["served"] == {f"remote:{url}": "jpeg"}
+    with running(serve.server(parse("png"), port=port, serves="png")):
+        said = mistake(["resume", "run", "--steps", "64"], capsys)
+        assert f"remote:{url} serves png by now, and served jpeg before" in said
+        assert said.endswith(" Stopped after 2 rounds; saved. Go on with `diffrl resume run`.")
+    with running(serve.server(parse("jpeg"), port=port)):  # an old one, which does not say
+        assert main(["resume", "run", "--steps", "48"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["served"] == {f"remote:{url}": "jpeg"}
+    assert main(["resume", "run"]) == 0, "there is nothing to do, and its notes stay"
+    assert json.loads(Path("run/run.json").read_text())["served"] == {f"remote:{url}": "jpeg"}

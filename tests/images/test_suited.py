@@ -11,8 +11,10 @@ from diffrl.images import finetune, job, suited
 from diffrl.images.config import DDPOISConfig, DRaFTConfig, FinetuneConfig, NFTConfig
 from diffrl.images.job import resume
 from diffrl.images.lists import line_of, read_prompts
-from diffrl.images.models import latents, pipelines
+from diffrl.images.models import latents, model_of, pipelines
+from diffrl.images.rewards import parse
 from diffrl.images.run import FinetuneRun
+from diffrl.images.samples import plain
 from diffrl.support.errors import UserError
 from diffrl.support.folder import write_json, write_yaml
 from tests.images.test_command import SMALL, fails
@@ -245,3 +247,39 @@ def test_prompts_may_begin_with_the_mark_of_windows_editors(quick: Path, capsys:
     said = fails([*SMALL, "--prompts", "long.txt"], capsys)
     assert "characters ...]" in said
     assert "Of another model than tiny-digits? Give --model." in said
+
+
+@pytest.mark.parametrize("algo", ["draft", "refl"])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("images.detach().mean((1, 2, 3))", "its values carry no gradient to the images"),
+        ("images.mul_(0.5).mean((1, 2, 3))", "changes the images in place"),
+    ],
+)
+def test_a_gradient_that_is_none_is_told_before_the_run_has_a_folder(
+    body: str, said: str, algo: str, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that the same command, with the reward mended, runs."""
+    reward, head = Path("rw.py"), "def glow(images, prompts, metadata):\n    return "
+    reward.write_text(f"{head}{body}\n\nglow.differentiable = True\n")
+    words = [*SMALL, "--algo", algo, "--reward", "symmetry + 0.5*python:rw.py#glow", "--out", "run"]
+    refusal = fails(words, capsys)
+    assert said in refusal
+    assert "holds no round" not in refusal
+    assert not Path("run").exists()
+    reward.write_text(f"{head}images.mean((1, 2, 3))\n\nglow.differentiable = True\n")
+    assert main(["finetune", *words]) == 0
+
+
+def test_a_reward_that_cannot_take_noise_is_left_to_the_run(quick: Path) -> None:
+    """Only whether there is a gradient is asked before; and the run's own random numbers are as they were."""
+    Path("rw.py").write_text(
+        "import torch\nasked = []\n\ndef glow(images, prompts, metadata):\n    torch.rand(3)\n    asked.append(1)\n"
+        "    if len(asked) == 1:\n        raise ValueError('no picture')\n    return images.mean((1, 2, 3))\n\n"
+        "glow.differentiable = True\n"
+    )
+    state = torch.get_rng_state()
+    config = DRaFTConfig(model="tiny-digits", reward="python:rw.py#glow")
+    suited.refuse_without_gradient(parse("python:rw.py#glow"), config, model_of(config, "cpu", True), plain(["7"]))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -86,6 +86,10 @@ class RewardError(UserError):
     """A reward that answers with something that cannot be learned from."""
 
 
+class GradientError(RewardError):
+    """A reward that says that it is differentiable, and whose gradient is none, or that of other images."""
+
+
 def ask(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
     """The reward's values as float32 (B,), the caller's own; of videos the mean over the frames that are `shown`.
 
@@ -144,14 +148,14 @@ def _check_images(images: Tensor, prompts: Sequence[str], metadata: Metadata | N
 
 
 def _check_gradient(reward: Reward, values: Tensor, changed: bool) -> None:
-    """Raise RewardError where a gradient would be that of other images than the model's, or is none."""
+    """Raise GradientError where a gradient would be that of other images than the model's, or is none."""
     if changed:
-        raise RewardError(
+        raise GradientError(
             f"The reward {reward.name} changes the images in place (mul_, clamp_, Normalize(inplace=True) and the "
             "like), so its gradient is not that of the model's images: let it work on images.clone()."
         )
     if not values.requires_grad:
-        raise RewardError(
+        raise GradientError(
             f"The reward {reward.name} says that it is differentiable, and its values carry no gradient to the images: "
             "compute them by torch's operations, without detach(), no_grad() or NumPy."
         )

@@ -4,6 +4,7 @@ import email.utils
 import http.client
 import json
 import math
+import socket
 import threading
 import time
 import urllib.error
@@ -19,6 +20,7 @@ from diffrl.support import stopping
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Stopped
+from diffrl.support.unreached import why
 
 T = TypeVar("T")
 LIMITED = 429
@@ -249,7 +251,7 @@ def patiently(
         except (OSError, http.client.HTTPException) as error:  # refused, an unknown host, no HTTP
             reason = getattr(error, "reason", error)
             late = isinstance(reason, TimeoutError)
-            failure = f"gave no answer within {timeout:g} s" if late else f"cannot be reached: {reason}"
+            failure = f"gave no answer within {timeout:g} s" if late else f"cannot be reached: {_lost(reason)}"
         except Broken as error:
             if not server.answered:
                 raise error.error from error
@@ -273,6 +275,13 @@ def patiently(
             break
     server.given_up()
     raise RewardError(f"{name} {failure} ({asked} attempts). {hints.get(0, '')}".rstrip())
+
+
+def _lost(reason: object) -> object:
+    """Why a server is not reached, without the number that the system has for it."""
+    if isinstance(reason, ConnectionRefusedError | socket.gaierror):
+        return why(reason)
+    return getattr(reason, "strerror", None) or reason
 
 
 def _asked_to_wait(error: urllib.error.HTTPError) -> float:

@@ -94,15 +94,16 @@ def from_file(argument: str) -> Function:
     return Function(function, where)
 
 
-def loaded(argument: str) -> Callable[..., Any]:
+def loaded(argument: str, reward: str = "python") -> Callable[..., Any]:
     """What "FILE.py#NAME" names: the file is run, as `python FILE.py` would.
 
-    Raises UserError where there is no such file or name, or the file fails when it is run.
+    reward: the name of the one whose argument it is, for errors. Raises UserError where there is no such file or name,
+    or the file fails when it is run.
     """
     try:
         path, attribute = file_and_function(argument)
     except UserError as error:
-        raise UserError(f"python:{argument}: {error}") from error
+        raise UserError(f"{reward}:{argument}: {error}") from error
     specification = importlib.util.spec_from_file_location(f"diffrl_reward_{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None
@@ -110,10 +111,10 @@ def loaded(argument: str) -> Callable[..., Any]:
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise UserError(f"python:{argument}: running {path} failed: {said_by(error)}") from error
+        raise UserError(f"{reward}:{argument}: running {path} failed: {said_by(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise UserError(f"python:{argument}: {path} has no function {attribute!r}; {nearest(attribute, names)}")
+        raise UserError(f"{reward}:{argument}: {path} has no function {attribute!r}; {nearest(attribute, names)}")
     named: Callable[..., Any] = function
     return named

@@ -85,7 +85,7 @@ def _term(text: str, spec: str, where: str, made: bool) -> tuple[float, Entry, s
     if argument and entry.argument == "none":
         raise UserError(f"{where}: {name!r} takes no argument, got {argument!r}")
     if not argument and entry.argument == "required":
-        raise UserError(f"{where}: {name!r} needs an argument: {entry.usage}")
+        raise UserError(f"{where}{'' if is_single(spec) else f': {name!r}'} needs an argument: {entry.usage}")
     try:
         if argument and name in CHECKS:
             CHECKS[name](argument)
@@ -360,7 +360,7 @@ def _geneval(name: str, *, partly: bool = False) -> Build:
         from diffrl.images.rewards.geneval import GenEval
         from diffrl.images.rewards.python import loaded
 
-        return GenEval(loaded(argument), f"{name}:{argument}", partly=partly)
+        return GenEval(loaded(argument, name), f"{name}:{argument}", partly=partly)
 
     return build
 

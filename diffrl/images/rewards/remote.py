@@ -4,12 +4,17 @@ The protocol, one POST a batch, UTF-8 JSON both ways:
 
     request   {"images": [base64 of a PNG file, RGB, 8 bits, ...], "prompts": [text, ...], "metadata": [object, ...]}
     answer    {"scores": [number, ...]}                     status 200; one finite number an image, in their order
+              {"scores": [number, ...], "serves": text}     where it says which reward it serves, in any words that
+                                                            are the same as long as that is
     refusal   {"error": text}                               status 4xx: the request's fault, not tried again
               any body                                      status 408, 429 or 5xx: tried again, after the seconds of
                                                             Retry-After if it says any
 
 Where $DIFFRL_SCORER_TOKEN is set, requests bring it: `Authorization: Bearer TOKEN`. It is in no address, because those
 are written into a run's folder. A redirection is not followed: it would take the token elsewhere.
+
+A client that was told what is served takes no scores of a server that says something else: two rewards at one address,
+one after the other, would be taken for one. Where nothing is said, nothing is compared.
 
 No pickle, no class names, nothing executable. `python -m diffrl.images.rewards.serve` is a server of it; another
 takes thirty lines in any language. Images travel as bytes, rounded to the nearest of 256 levels.
@@ -38,7 +43,7 @@ from diffrl.images.rewards.posting import (
     without_secret,
 )
 from diffrl.images.rewards.protocol import Limits
-from diffrl.support.errors import first_line
+from diffrl.support.errors import first_line, printable
 
 TOKEN = "DIFFRL_SCORER_TOKEN"
 """The environment variable with what a scorer asks for, of the client and of the server."""
@@ -46,7 +51,9 @@ PIXELS = Limits.pixels
 """Pixels of a request, at most, where that takes more than one image: what our server takes."""
 ANSWER = 1 << 20
 """Bytes of an answer at most, beside 100 an image."""
-HINT = "Is the scorer running there? One is started by: python -m diffrl.images.rewards.serve REWARD --port N"
+SERVES = 2000
+"""Characters of what a server says that it serves, at most; those behind them are not looked at."""
+HINT = "Is the scorer running there? One is started by `python -m diffrl.images.rewards.serve REWARD --port N`."
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -59,7 +66,7 @@ class Remote:
     once it has answered well.
 
     Raises UserError for an address that is not http or https; a call raises RewardError where no attempt gives scores,
-    or the answer is not of the protocol.
+    or the answer is not of the protocol, or is of a server that serves something else than `serves`.
     """
 
     differentiable = False
@@ -81,6 +88,8 @@ class Remote:
         check_secret(self._token, f"${TOKEN}")
         self.url, self.batch, self.timeout, self.retries, self.pause = url, batch, timeout, retries, pause
         self._server = Server(patience)
+        self.serves: str | None = None
+        """What the server said that it serves; None: it has not. A run that goes on sets it to what it was."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         """The reward's values (B,), one an image."""
@@ -136,4 +145,17 @@ class Remote:
             if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
                 shown = self._without_token(repr(score))[:40]
                 raise RewardError(f"{self._called}: score {i} of {count} is {shown}; it must be a finite number")
+        self._compare(content.get("serves"))
         return [float(score) for score in scores]
+
+    def _compare(self, said: object) -> None:
+        """Keep what the server says that it serves. Raises RewardError where it has said something else before."""
+        if not isinstance(said, str) or not said.strip():
+            return
+        now = printable(" ".join(self._without_token(said).split())[:SERVES])
+        if self.serves not in (None, now):
+            raise RewardError(
+                f"{self._called} serves {now} by now, and served {self.serves} before: what one of them scores cannot "
+                "be compared with the other's. Start the scorer of before there again."
+            )
+        self.serves = now

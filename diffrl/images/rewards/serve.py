@@ -20,17 +20,20 @@ import weakref
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
+from diffrl.images.rewards.arguments import path_in
 from diffrl.images.rewards.base import Reward, asks_a_person, grouped
-from diffrl.images.rewards.entry import GRAMMAR
+from diffrl.images.rewards.entry import GRAMMAR, TERM
 from diffrl.images.rewards.posting import check_secret
 from diffrl.images.rewards.protocol import BadRequest, Budget, Limits, Refused, TimedReader, read, scores
-from diffrl.images.rewards.registry import listing, parse
+from diffrl.images.rewards.registry import listing, named_in, parse
 from diffrl.images.rewards.remote import TOKEN
 from diffrl.support.errors import UserError, first_line
+from diffrl.support.files import sha256
 
 LINGER = 2.0
 """Seconds for the rest of a request that has been refused."""
@@ -48,15 +51,23 @@ class Server(ThreadingHTTPServer):
     """A server of `reward`: at most `limits.connections` at a time, each a thread; the next ones are told 503.
 
     hosts: names by which a request may call it beside addresses, localhost and this machine's name. token: what a
-    request must send; "": nothing. A reward is asked by one request at a time, whatever number of servers it has.
+    request must send; "": nothing. serves: what answers say that `reward` is; "": nothing.
+    A reward is asked by one request at a time, whatever number of servers it has.
     """
 
     request_queue_size = 128  # of connections that wait to be accepted: beyond, they try again after a second
 
     def __init__(
-        self, address: tuple[str, int], reward: Reward, token: str, hosts: Sequence[str], limits: Limits
+        self,
+        address: tuple[str, int],
+        reward: Reward,
+        token: str,
+        hosts: Sequence[str],
+        limits: Limits,
+        serves: str = "",
     ) -> None:
         self.reward, self.token, self.limits = reward, token, limits
+        self.serves = {"serves": serves} if serves else {}
         self.names = {name.lower() for name in ("localhost", socket.gethostname(), address[0], *hosts)}
         self.turn = _TURNS.setdefault(id(reward), threading.Lock())
         self.bytes, self.pixels = Budget(2 * limits.body), Budget(2 * limits.pixels)
@@ -116,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         content: dict[str, Any]
         try:
-            status, content = HTTPStatus.OK, {"scores": self._scores()}
+            status, content = HTTPStatus.OK, {"scores": self._scores(), **self.server.serves}
         except Refused as error:
             status, content = error.status, {"error": str(error)}
         except TimeoutError:
@@ -226,33 +237,56 @@ def server(
     token: str = "",
     hosts: Sequence[str] = (),
     limits: Limits | None = None,
+    serves: str = "",
 ) -> Server:
     """A server of `reward`, to be run by `serve_forever`. port 0: any free one; `server_address` tells which.
 
-    token, hosts, limits: as `Server` takes them. Raises UserError where the address cannot be listened to.
+    token, hosts, limits, serves: as `Server` takes them. Raises UserError where the address cannot be listened to.
     """
     try:
-        return Server((host, port), reward, token, hosts, limits or Limits())
+        return Server((host, port), reward, token, hosts, limits or Limits(), serves)
     except (OSError, OverflowError) as error:  # the latter: no port has such a number
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen to {host}:{port}: {reason}; choose another --port") from error
 
 
+def named(spec: str) -> str:
+    """What answers say that a reward is: its text, with the last parts of paths, and the digests of its files.
+
+    Where the files lie is nobody else's business, and they may lie elsewhere the next time.
+    """
+    terms, digests = [], []
+    for term in spec.split(" + "):
+        match = TERM.fullmatch(term)
+        argument = "" if match is None else match["argument"] or ""
+        span = None if match is None else path_in(match["name"], argument)
+        if match is None or span is None:
+            terms.append(term.strip())
+            continue
+        path = Path(argument[span[0] : span[1]]).expanduser().absolute()
+        before = match.start("argument")
+        terms.append(f"{term[: before + span[0]]}{path.name}{term[before + span[1] :]}".strip())
+        if path.is_file():
+            digests.append(f"{path.name} sha256:{sha256(path)[:16]}")
+    return " + ".join(terms) + (f" ({', '.join(digests)})" if digests else "")
+
+
 def _servable() -> str:
     """The rewards that can be served, a line each: of `human` only the votes of a run."""
     kept, of = "human:RUN/votes.json", "a model of the votes that a person gave in a run"
-    return re.sub(r"(?m)^(human\S* +).*", lambda line: kept.ljust(len(line[1])) + of, listing())
+    lines = re.sub(r"(?m)^(human\S* +).*", lambda line: kept.ljust(len(line[1])) + of, listing())
+    return re.sub(r"(?m)^remote:.*\n?", "", lines).rstrip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: serves until it is interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m diffrl.images.rewards.serve",
-        description=f"Serve a reward over HTTP and JSON. REWARD is {GRAMMAR}; known:\n\n{_servable()}",
+        description=f"Serve a reward over HTTP and JSON. REWARD is\n{GRAMMAR}; known:\n\n{_servable()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("reward", metavar="REWARD")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="the port to listen to; 0: any free one (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen to (this machine only)")
     parser.add_argument(
         "--token",
@@ -270,20 +304,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-pixels", type=int, default=Limits.pixels, help="pixels of a request's images in all (%(default)s)"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--device", default="cpu", help="where the reward's networks are: cpu, cuda, cuda:1 (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.max_pixels < 1:
             raise UserError(f"--max-pixels is {options.max_pixels}; expected at least 1")
         if asks_a_person(options.reward):
             raise UserError("A scorer asks nobody: a person is a --reward of a run; or serve human:RUN/votes.json.")
+        if "remote" in named_in(options.reward):
+            raise UserError(f"{options.reward} is a scorer already: give clients its address, or serve what it serves.")
+        serves = named(options.reward)  # the files as they are read now
         reward = parse(options.reward, device=options.device)
         if grouped(reward):
             raise UserError(f"{reward.name} compares all images of a prompt, and a request may bring some of them.")
         check_secret(options.token, "--token")
         limits = Limits(pixels=options.max_pixels)
         with server(
-            reward, options.host, options.port, token=options.token, hosts=options.allow_host, limits=limits
+            reward,
+            options.host,
+            options.port,
+            token=options.token,
+            hosts=options.allow_host,
+            limits=limits,
+            serves=serves,
         ) as http:
             host, port = http.server_address[:2]
             print(f"{reward.name} at http://{host!s}:{port}", flush=True)

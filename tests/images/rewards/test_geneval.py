@@ -172,3 +172,11 @@ def test_by_name_with_a_detector_in_a_file(tmp_path: Path) -> None:
     assert ask(parse(f"geneval:{file}#detect"), drawn(BALL, BALL3)[None], ["p"], [row]).tolist() == [1]
     with pytest.raises(UserError, match="no function 'detct'"):
         parse(f"geneval:{file}#detct")
+
+
+@pytest.mark.parametrize("name", ["geneval", "geneval-part"])
+def test_a_detector_that_is_not_there_is_told_of_its_own_reward(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "det.py"
+    file.write_text("def find(images):\n    return [[]] * len(images)\n")
+    with pytest.raises(UserError, match=rf"^{name}:.*det.py#nodet: .*det.py has no function 'nodet'"):
+        parse(f"{name}:{file}#nodet")

@@ -2,6 +2,7 @@
 
 import base64
 import email.utils
+import hashlib
 import http.client
 import io
 import json
@@ -190,7 +191,7 @@ def test_no_server_and_a_silent_one_are_told() -> None:
         port = silent.getsockname()[1]
         with pytest.raises(RewardError, match=r"no answer within 0\.05 s \(2 attempts\)"):
             ask(Remote(f"http://127.0.0.1:{port}", timeout=0.05, retries=1, pause=0.001), images(1, 3, 4, 4), [""])
-    with pytest.raises(RewardError, match=r"cannot be reached: .*refused.*Is the scorer running"):
+    with pytest.raises(RewardError, match=r"cannot be reached: .*refuses.*Is the scorer running"):
         ask(Remote(f"http://127.0.0.1:{port}", retries=1, pause=0.001), images(1, 3, 4, 4), [""])
 
 
@@ -251,10 +252,12 @@ def test_a_server_is_not_waited_for_for_ever(pauses: list[float], capsys: pytest
         ask(remote, images(1, 3, 4, 4), [""])
     for _ in range(2):
         pauses.clear()
-        with pytest.raises(RewardError, match=r"cannot be reached: .*refused.*\(1\d attempts\). Is the scorer running"):
+        with pytest.raises(RewardError, match=r"cannot be reached: .*refuses.*\(1\d attempts\). Is the scorer running"):
             ask(remote, images(1, 3, 4, 4), [""])
         assert 300 - 30 <= sum(pauses) <= 300
-        assert "Connection refused. It has answered before" in " ".join(capsys.readouterr().err.split())
+        assert "cannot be reached: the server refuses the connection. It has answered before" in " ".join(
+            capsys.readouterr().err.split()
+        )
     with scorer(lambda count, request: scores([1]) if count == 1 else (400, b"")) as (url, seen):
         remote = Remote(url)
         ask(remote, images(1, 3, 4, 4), [""])
@@ -458,13 +461,20 @@ def test_the_command_serves(capsys: pytest.CaptureFixture[str]) -> None:
         for spec in ("human", "human:2", "jpeg + 0.5*human"):
             assert serve.main([spec, "--port", str(taken.getsockname()[1])]) == 2
             assert "A scorer asks nobody" in capsys.readouterr().err
+        assert serve.main(["jpeg + remote:http://localhost:1", "--port", str(taken.getsockname()[1])]) == 2
+        assert "is a scorer already: give clients its address" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         serve.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
     (kept,) = (line for line in lines if line.startswith("human"))
-    (other,) = (line for line in lines if line.startswith("remote"))
+    (other,) = (line for line in lines if line.startswith("python"))
+    assert not [line for line in lines if line.startswith("remote:") or len(line) > 120]
+    assert max(len(line) for line in lines if "REWARD is" in line or "NAME[:ARGUMENT]" in line) <= 100
+    said = " ".join(" ".join(lines).split())
+    assert "--port PORT the port to listen to; 0: any free one (8000)" in said
+    assert "--device DEVICE where the reward's networks are: cpu, cuda, cuda:1 (cpu)" in said
     assert kept.startswith("human:RUN/votes.json  ")
-    assert kept.index("  a model") == other.index("  a scorer"), "one below the other"
+    assert kept.index("  a model") == other.index("  a function"), "one below the other"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main(["jpeg", "--port", str(taken.getsockname()[1])]) == 2
 
@@ -476,3 +486,45 @@ def test_a_reward_that_compares_images_is_not_served(tmp_path: Path, capsys: pyt
     with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends in any case
         assert serve.main([f"0.5*python:{file}#rank + jpeg", "--port", str(taken.getsockname()[1])]) == 2
     assert "compares all images of a prompt" in capsys.readouterr().err
+
+
+def test_where_nothing_listens_is_said_in_words() -> None:
+    with pytest.raises(RewardError) as caught:
+        ask(Remote("http://127.0.0.1:1", retries=0), images(1, 3, 4, 4), [""])
+    assert str(caught.value) == (
+        "remote:http://127.0.0.1:1 cannot be reached: the server refuses the connection (1 attempts). Is the scorer "
+        "running there? One is started by `python -m diffrl.images.rewards.serve REWARD --port N`."
+    )
+
+
+def test_a_server_that_serves_another_reward_is_refused() -> None:
+    """Once it has said which; one that does not say, or says what is no text, is not compared."""
+    answers = [None, "warmth", None, 5, "warmth", "png"]
+
+    def answer(count: int, request: dict[str, Any]) -> tuple[int, bytes]:
+        said = answers[count - 1]
+        return 200, json.dumps({"scores": [count]} | ({} if said is None else {"serves": said})).encode()
+
+    with scorer(answer) as (url, seen):
+        remote = Remote(url, token="secret")
+        for count in range(1, 6):
+            assert ask(remote, images(1, 3, 4, 4), [""]).tolist() == [count]
+        with pytest.raises(RewardError, match=r"serves png by now, and served warmth before: .* Start the scorer of"):
+            ask(remote, images(1, 3, 4, 4), [""])
+        assert len(seen) == 6, "and it is not asked again"
+
+
+def test_what_is_served_is_told_by_the_content_of_its_files(tmp_path: Path) -> None:
+    """Wherever they lie: the same file elsewhere is the same reward, and an edited one is another."""
+    file, other = tmp_path / "rw.py", tmp_path / "other" / "rw.py"
+    other.parent.mkdir()
+    for path in (file, other):
+        path.write_text("def warmth(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    text = f"jpeg:90 + 0.5*python:rw.py#warmth (rw.py sha256:{digest})"
+    assert serve.named(f"jpeg:90 + 0.5*python:{file}#warmth") == text
+    assert serve.named(f"jpeg:90 + 0.5*python:{other}#warmth") == text
+    other.write_text(f"{other.read_text()}\n")
+    assert serve.named(f"jpeg:90 + 0.5*python:{other}#warmth") != text
+    assert serve.named("clip:openai/clip-vit-large-patch14") == "clip:openai/clip-vit-large-patch14"
+    assert serve.named(f"clip:{tmp_path}") == f"clip:{tmp_path.name}"
