@@ -152,7 +152,8 @@ class _Session:
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
             self.files: dict[str, dict[str, str]] = {}
             self.rewarded = config.scored_by  # as it is said
-            if ":" in f"{config.scored_by} {config.held_out}":  # else no reward names a file
+            self.argued = ":" in f"{config.scored_by} {config.held_out}"  # else no reward names a file or an address
+            if self.argued:
                 before = {} if resumed is None else resumed.reward_files()
                 self.files = files_of(config, before, {} if resumed is None else resumed.about().get(MEASURED_BY))
                 for note in changed(self.files, before):
@@ -263,7 +264,7 @@ class _Session:
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             about: dict[str, Any] = {"versions": versions("diffusers", "transformers", "peft", "accelerate")}
-            about |= served.noted(resumed)
+            about |= {} if resumed is None else served.noted(resumed)
             if (base := base_of(config.model)) is not None:
                 about["base"] = base
             # Of a run of before it is not known, and what its file says now may be an edit.
@@ -366,7 +367,8 @@ class _Session:
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             entry |= training_loss(self.folder, log)
             entry |= {"silent_rounds": state.silent} if state.silent else {}
-            served.note(self.folder, (self.setup.reward, self.held_out))
+            if self.argued:
+                served.note(self.folder, (self.setup.reward, self.held_out))
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])

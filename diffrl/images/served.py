@@ -12,15 +12,15 @@ SERVED = "served"
 """What `run.json` calls that: by the names of rewards, as evaluations have them."""
 
 
-def noted(run: FinetuneRun | None) -> dict[str, Any]:
+def noted(run: FinetuneRun) -> dict[str, Any]:
     """That part of `run.json`, of a run that goes on; nothing where its scorers have said nothing."""
-    served = {} if run is None else run.about().get(SERVED)
+    served = run.about().get(SERVED)
     return {SERVED: served} if isinstance(served, dict) and served else {}
 
 
 def expect(run: FinetuneRun | None, asked: Iterable[Reward | None]) -> None:
     """Have the scorers among the rewards refuse answers of another one than the run has noted."""
-    before = noted(run).get(SERVED, {})
+    before = {} if run is None else noted(run).get(SERVED, {})
     for scorer in _scorers(asked):
         said = before.get(scorer.name)
         scorer.serves = said if isinstance(said, str) else None
