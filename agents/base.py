@@ -214,7 +214,11 @@ class Agent(ABC):
 
     @abstractmethod
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Actions (S, B, A) in [-1, 1] for observations (S, B, O)."""
+        """Actions (S, B, A) in [-1, 1] for observations (S, B, O), those of the present step alone.
+
+        Its rows are of any episodes, in any number, and nothing tells where one begins: what an agent remembers of
+        earlier calls is never reset. What is to be seen of the past belongs into the observations.
+        """
 
     def explore(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Actions (S, B, A) to try in an environment while learning, at observations (S, B, O): those of `act`.

@@ -1,6 +1,7 @@
-"""What an agent of another package must keep to: its methods' arguments, and that checkpoints hold what it trains.
+"""What an agent of another package must keep to: its methods' arguments, how it plans, and what checkpoints hold.
 
-The second is seen, not guessed: the first steps of a training are compared with what the agent had before.
+That steps are counted, and that checkpoints hold all that is trained, is seen, not guessed: the first steps of a
+training are compared with what the agent had before.
 """
 
 import inspect
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent, Metrics
-from diffrl.support.errors import UserError, joined
+from agents.planning import Planner
+from diffrl.support.errors import UserError, joined, shown
 
 CALLS = {"update": "(batch, generator, phase)", "act": "(observations, generator)"}
 """The methods that are called from outside, and with what."""
@@ -20,7 +22,10 @@ DEPTH = 6
 
 
 def check(agent: Agent) -> None:
-    """Raise UserError where `update` or `act` takes something else than it is given."""
+    """Raise UserError where `update` or `act` takes something else than it is given.
+
+    And where a `Planner` is none by its configuration, or keeps its plans for no number of steps.
+    """
     for method, words in CALLS.items():
         try:
             signature = inspect.signature(getattr(agent, method))
@@ -30,10 +35,29 @@ def check(agent: Agent) -> None:
             signature.bind(*words.split(","))
         except TypeError as error:
             raise UserError(f"{type(agent).__name__}.{method} takes {signature}; expected {words}") from error
+    _check_planning(agent)
+
+
+def _check_planning(agent: Agent) -> None:
+    name, config = type(agent).__name__, type(agent.config).__name__
+    if not isinstance(agent, Planner):
+        if agent.config.plans:
+            raise UserError(f"{config} says that it plans (policy_kind), and {name} is no agents.planning.Planner")
+        return
+    if not agent.config.plans:
+        raise UserError(
+            f"{name} is a Planner, and policy_kind of {config} is {agent.config.policy_kind!r}; expected "
+            "policy_kind = 'planner'"
+        )
+    every = agent.replan_every
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+        raise UserError(f"{name}.replan_every is {shown(every)}; expected a whole number of steps from 1, or None")
 
 
 def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:
     """Compare the agent before and after its first `period` updates; then its `update` is its own again.
+
+    The first one has to count one step. Where it does not, it raises what `refuse` makes of a sentence that says so.
 
     A tensor that they changed in place, and that is not in `state_dict`, would be as it was made in every checkpoint,
     and so in each policy that is loaded and each run that goes on. The update that ends the period then raises what
@@ -48,8 +72,11 @@ def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:
         nonlocal made
         if made == 0:
             before.extend((where, tensor, tensor.detach().clone()) for where, tensor in _reached(agent))
+        step = int(agent.step)
         metrics = own(batch, generator, phase)
         made += 1
+        if made == 1 and (counted := int(agent.step) - step) != 1:
+            raise refuse(f"{type(agent).__name__}.update counts {counted} steps; expected 1, by `self.step += 1`")
         if made == agent.period:
             agent.__dict__.pop("update")
             changed = [(where, now) for where, now, then in before if not _same(now, then)]

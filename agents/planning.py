@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from agents.base import Agent
 from diffrl.data.preprocessing import Normaliser, Preprocessing
+from diffrl.support.errors import UserError, counted, out_of_memory, said_by
 
 
 class Planner(Agent):
@@ -19,7 +20,7 @@ class Planner(Agent):
     """
 
     replan_every: int | None = None
-    """Steps after which a row gets a new plan; None: only when an episode begins."""
+    """Steps after which a row gets a new plan, 1 or more; None: only when an episode begins."""
     calls: int = 1
     """Calls of the network for a plan."""
     scales: Preprocessing | None = None
@@ -39,7 +40,10 @@ class Planner(Agent):
 
     @abstractmethod
     def plan(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Plans (S, B, ...) from observations (S, B, O)."""
+        """Plans (S, B, ...) from observations (S, B, O), those of the present step alone.
+
+        Its rows are of any episodes, in any number, and nothing tells where one begins: see `act`.
+        """
 
     @abstractmethod
     def follow(self, plans: Tensor, t: Tensor, observations: Tensor) -> Tensor:
@@ -60,7 +64,23 @@ class Planner(Agent):
     def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """The first actions (S, B, A) of new plans from observations (S, B, O)."""
         t = torch.zeros(observations.shape[:2], dtype=torch.int64, device=observations.device)
-        return self.follow(self.plan(observations, generator), t, observations)
+        return self.follow(plans_of(self, observations, generator), t, observations)
+
+
+def plans_of(planner: Planner, observations: Tensor, generator: torch.Generator) -> Tensor:
+    """`planner.plan`, whose plans (S, B, ...) are checked to be one for each of the observations (S, B, O).
+
+    Raises UserError, naming the planner's class, where they are not: planners of other packages make them.
+    """
+    plans = planner.plan(observations, generator)
+    if not isinstance(plans, Tensor) or plans.shape[:2] != observations.shape[:2]:
+        found = f"of shape {tuple(plans.shape)}" if isinstance(plans, Tensor) else f"as {type(plans).__name__}"
+        expected = ", ".join(map(str, observations.shape[:2]))
+        raise UserError(
+            f"{type(planner).__name__}.plan gave plans {found}; expected a tensor ({expected}, ...): seeds, "
+            "observations, and what a plan holds."
+        )
+    return plans
 
 
 class Follower:
@@ -83,9 +103,13 @@ class Follower:
 
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:
-        """Actions (S, B, A) in [-1, 1] for observations (S, B, O). Raises ValueError for another B than before."""
+        """Actions (S, B, A) in [-1, 1] for observations (S, B, O).
+
+        Raises ValueError for another B than before. Raises UserError where plans are no such tensors, or end before a
+        new one is due.
+        """
         if self._plans is None or self._t is None:
-            self._plans = self._planner.plan(observations, self._generator)
+            self._plans = plans_of(self._planner, observations, self._generator)
             self._t = torch.zeros(observations.shape[:2], dtype=torch.int64, device=observations.device)
         elif self._t.shape != observations.shape[:2]:
             raise ValueError(
@@ -94,9 +118,28 @@ class Follower:
             )
         else:
             self._renew(self._plans, self._t, observations)
-        actions = self._planner.follow(self._plans, self._t, observations)
+        try:
+            actions = self._planner.follow(self._plans, self._t, observations)
+        except (IndexError, RuntimeError) as error:
+            self._blame(error, self._plans, self._t, observations)
+            raise
         self._t += 1
         return actions
+
+    def _blame(self, error: Exception, plans: Tensor, t: Tensor, observations: Tensor) -> None:
+        """Raise UserError where the plans can be followed at their first step, and `error` came of a later one."""
+        if out_of_memory(error) or not t.any():
+            return
+        try:
+            self._planner.follow(plans, torch.zeros_like(t), observations)
+        except (IndexError, RuntimeError):
+            return
+        every = self._planner.replan_every
+        until = "until the episode ends (replan_every = None)" if every is None else f"for replan_every = {every} steps"
+        raise UserError(
+            f"{type(self._planner).__name__}.follow fails {counted(int(t.max()), 'steps')} after its plans of shape "
+            f"{tuple(plans.shape)} were made ({said_by(error)}); expected actions {until}."
+        ) from error
 
     def _renew(self, plans: Tensor, t: Tensor, observations: Tensor) -> None:
         """Give a new plan to the rows whose plan was dropped, t < 0, or is as old as plans get.
@@ -109,7 +152,12 @@ class Follower:
         wanted[self._over] = False
         columns = wanted.nonzero()[:, 0]
         if len(columns):
-            fresh = self._planner.plan(observations[:, columns], self._generator)
+            fresh = plans_of(self._planner, observations[:, columns], self._generator)
+            if fresh.shape[2:] != plans.shape[2:]:
+                raise UserError(
+                    f"{type(self._planner).__name__}.plan gave plans of shape {tuple(fresh.shape)} after "
+                    f"{tuple(plans.shape)}; expected the same from the third axis on."
+                )
             chosen = due[:, columns].view(len(due), -1, *[1] * (fresh.ndim - 2))
             plans[:, columns] = torch.where(chosen, fresh, plans[:, columns])
         t[due] = 0

@@ -121,7 +121,7 @@ def _augment(words: Sequence[str]) -> int:
         for line in plugins.left_out(methods.GROUP, {words[0]}):
             print(f"diffrl: {line}", file=sys.stderr)
     elif (brought := methods.find(words[0], verbs)) is not None:
-        verbs[words[0]] = augment.of_package(brought)
+        verbs[words[0]] = augment.of_package(words[0], brought)
     return _subcommand("augment", about, verbs, words, lambda: methods.names(verbs))
 
 
@@ -182,7 +182,7 @@ def _subcommand(
     """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`. others: gives further verbs."""
     import tyro
 
-    from diffrl.commands.words import parse
+    from diffrl.commands.words import flag_values, parse, switches
 
     if not words or words[0] in HELP_WORDS:
         app = tyro.extras.SubcommandApp()
@@ -193,7 +193,8 @@ def _subcommand(
     if words[0] not in verbs:
         raise _no_command(words, {verb: f"{name} {verb}" for verb in [*verbs, *others()]}, name)
     # Its verb alone: in what several verbs have, tyro names those that are not meant, and not as they are called.
-    asked: Any = parse(verbs[words[0]], words[1:], f"diffrl {name} {words[0]}")
+    schema = verbs[words[0]]
+    asked: Any = parse(schema, flag_values(words[1:], switches(schema)), f"diffrl {name} {words[0]}")
     return int(asked.run() or 0)
 
 

@@ -140,8 +140,9 @@ def locate(name: str) -> Origin:
     here = difflib.get_close_matches(name[:60], minari_format.local_ids(), n=1, cutoff=0.85)
     hint = f"did you mean {f'minari:{here[0]}'!r}, which is here?" if here else registry.hint(name)
     raise UserError(
-        f"Unknown data set {name!r}: {hint} Expected a D4RL id (`diffrl data list`), a Minari id such "
-        f"as mujoco/hopper/medium-v0 or minari:ID, or a path ending in {', '.join(FILE_SUFFIXES)}."
+        f"Unknown data set {name!r}: {hint} Expected an id of D4RL's, OGBench's or another package's (`diffrl data "
+        "list`), a Minari id such as mujoco/hopper/medium-v0 or minari:ID, or the path or address (https://, hf://) "
+        f"of a file ending in {', '.join(FILE_SUFFIXES)}."
     )
 
 

@@ -242,6 +242,11 @@ def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.Ca
         ("train --agent bcc --dataset maze2d-umaze-v1", "Unknown agent 'bcc'"),
         ("train --agent bc --dataset nowhere.hdf5", "nowhere.hdf5 does not exist"),
         ("train --agent bc --dataset maze2d-umase-v1", "Unknown data set 'maze2d-umase-v1'"),
+        (
+            "data info mine",
+            "Expected an id of D4RL's, OGBench's or another package's (`diffrl data list`), a Minari id such as "
+            "mujoco/hopper/medium-v0 or minari:ID, or the path or address (https://, hf://) of a file ending in .hdf5",
+        ),
         ("train --agent bc --dataset hopper-medium-v2", "`diffrl data download hopper-medium-v2`"),
         ("sweep --agent bcc --dataset maze2d-umaze-v1 --out s", "Unknown agent 'bcc'"),
         ("online nowhere", "nowhere is not a run's folder"),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, shown
+from diffrl.support.folder import read_json
 from diffrl.support.schema import check, refusal
 
 Mix = Literal["replace", "append"]
@@ -69,11 +70,43 @@ class Request:
         if self.samples is not None and self.ratio is not None:
             raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
 
-    def refuse(self) -> None:
-        """Raise UserError where there is a file already that is not to be replaced; Minari's store is not looked at."""
+    def refuse(self, verb: str, model: Mapping[str, Any]) -> None:
+        """Raise UserError where there is a file already that is not to be replaced; Minari's store is not looked at.
+
+        verb, model: the method's verb, and the settings of its model as its folder holds them: where the file's was
+        trained with others, the error names them.
+        """
         path = Path(self.out).expanduser()
-        if path.suffix in HDF5_SUFFIXES and path.is_file() and not self.force:
-            raise finished(self.out)
+        if path.suffix not in HDF5_SUFFIXES or not path.is_file() or self.force:
+            return
+        folder = beside_file(path, verb) if self.folder is None else Path(self.folder)
+        asked = {"dataset": self.dataset, "rows": self.rows, "held_out": self.held_out, "seed": self.seed, **model}
+        if others := _others(folder, asked):
+            raise UserError(
+                f"{self.out} exists; what wrote it is finished, by a model of other settings ({'; '.join(others)}): "
+                f"choose another --out for these, or remove {folder} and use --force to replace it."
+            )
+        raise finished(self.out)
+
+
+def beside_file(path: Path, what: str) -> Path:
+    """The folder beside a data set's file that holds what belongs to it: NAME-what."""
+    return path.with_name(f"{path.stem}-{what}")
+
+
+def _others(folder: Path, asked: Mapping[str, Any]) -> list[str]:
+    """Which settings a model's folder holds with other values than `asked`, two at most, in words."""
+    try:
+        found = read_json(folder / "config.json")
+        there = {**found, **found["model"]}
+    except (UserError, OSError, KeyError, TypeError):
+        return []
+    wanted = json.loads(json.dumps(dict(asked), default=str))
+    return [
+        f"{name.replace('_', '-')} {shown(there[name])}, not {shown(value)}"
+        for name, value in wanted.items()
+        if name in there and there[name] != value
+    ][:2]
 
 
 def _words(kwargs: Mapping[str, object]) -> tuple[str, ...]:

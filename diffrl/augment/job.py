@@ -91,6 +91,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
     for a request that cannot be met, DataError for data that cannot be used, Interrupted when told to stop.
     """
     check_seed(request.seed, "--seed")
+    request.refuse(augmenter.verb, augmenter.model_settings)
     target = Target(str(request.out), request.force, augmenter.verb)
     target.spare(request.dataset)
     device = resolve_device(request.device)

@@ -7,18 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffrl.augment.config import finished
+from diffrl.augment.config import beside_file, finished
 from diffrl.data import d4rl, minari
 from diffrl.data.config import HDF5_SUFFIXES
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
 from diffrl.support.files import spare_source
 from envs.datasets import locate
-
-
-def beside_file(path: Path, what: str) -> Path:
-    """The folder beside a data set's file that holds what belongs to it: NAME-what."""
-    return path.with_name(f"{path.stem}-{what}")
 
 
 def for_id(minari_id: str, what: str) -> Path:

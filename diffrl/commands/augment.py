@@ -69,7 +69,7 @@ class Synther(Request):
     )
     def run(self) -> int:
         """Do it."""
-        self.refuse()
+        self.refuse("synther", dataclasses.asdict(self.model))
         from envs.datasets import require
 
         require(self.dataset)
@@ -151,7 +151,7 @@ class FlowToBetter(Request):
     )
     def run(self) -> int:
         """Do it."""
-        self.refuse()
+        self.refuse("flow-to-better", dataclasses.asdict(self.diffuser) | dataclasses.asdict(self.grouping))
         from envs.datasets import require
 
         require(self.dataset)
@@ -220,7 +220,7 @@ class Fidelity:
         return 0
 
 
-def of_package(schema: type[Method]) -> type:
+def of_package(verb: str, schema: type[Method]) -> type:
     """The verb of a method that another package brings: its options, with DATASET as an operand, and a `run()`."""
 
     @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def of_package(schema: type[Method]) -> type:
         )
         def run(self) -> int:
             """Do it."""
-            self.refuse()
+            self.refuse(verb, {field.name: getattr(self, field.name) for field in dataclasses.fields(schema)})
             from envs.datasets import require
 
             require(self.dataset)

@@ -156,7 +156,7 @@ def distributions(whole: OfflineDataset, benchmark: Benchmark | None, per: str =
         for label, values in rows.items():
             inner = np.quantile(values, [0.25, 0.5, 0.75])
             numbers = [values.min(), *inner, values.max(), values.mean(), values.std()]
-            found.add_row(label, *(f"{number:.1f}" if abs(number) < 1e7 else f"{number:.3g}" for number in numbers))
+            found.add_row(label, *(f"{number:z.1f}" if abs(number) < 1e7 else f"{number:.3g}" for number in numbers))
     return found
 
 

@@ -1,13 +1,14 @@
 """Words of the command line: those read before a verb's options are, and the options themselves."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar, get_type_hints
 
 from diffrl.support.errors import UserError, closest, joined, shortened
 
@@ -231,14 +232,25 @@ def take(words: list[str], flag: str) -> str | None:
     return None
 
 
-def flag_values(words: list[str]) -> list[str]:
-    """The words with `--compile` and `--no-compile` as values True and False of a field that may also be None."""
+def flag_values(words: Sequence[str], switches: Collection[str] = ("compile",)) -> list[str]:
+    """The words with `--NAME` and `--no-NAME` as values True and False of fields that may also be None.
+
+    switches: the names of those fields.
+    """
     result: list[str] = []
+    names = {f"--{name.replace('_', '-')}" for name in switches}
     for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word in ("--no-compile", "--no_compile"):
-            result += ["--compile", "False"]
-        elif word == "--compile" and following not in ("True", "False", "None"):
-            result += ["--compile", "True"]
+        plain = word.replace("_", "-")
+        if plain.startswith("--no-") and (name := plain.replace("--no-", "--", 1)) in names:
+            result += [name, "False"]
+        elif plain in names and following not in ("True", "False", "None"):
+            result += [plain, "True"]
         else:
             result.append(word)
     return result
+
+
+def switches(schema: type) -> list[str]:
+    """The names of a verb's own fields that are True, False or None, which `flag_values` reads."""
+    types = get_type_hints(schema)
+    return [field.name for field in dataclasses.fields(schema) if types[field.name] == bool | None]

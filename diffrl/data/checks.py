@@ -286,7 +286,7 @@ def _degenerate(dataset: OfflineDataset) -> list[Finding]:
         sentence = f"terminals: {ends:,} of {len(dataset):,} rows are terminal, and end episodes of a step or two."
         found.append(Finding(sentence, "note", "Are they marks of what goes on, 1 - done? Then write the others."))
     if not dataset.rewards.any():
-        who = f"only {joined(NEEDING_NONE)} (unguided) learn from such rows."
+        who = f"of diffrl's agents only {joined(NEEDING_NONE)} (unguided) learn from such rows."
         why = dataset.metadata.get(NO_REWARDS)
         own = f"the data have none of their own ({str(why)[:200]}); " if why else ""
         found.append(Finding(f"rewards: {own}all {len(dataset):,} of the rows read are 0: {who}", "note"))

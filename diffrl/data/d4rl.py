@@ -31,7 +31,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 NEEDING_NONE = ("bc", "diffusion_bc", "diffuser")
-"""The agents on which rewards have no influence, by default."""
+"""The agents of diffrl on which rewards have no influence, by default; those of packages say it themselves."""
 OPTIONAL = ("timeouts", "next_observations")
 CUTS = ("truncations", "truncation", "truncated", "timeout")
 """Other names of `timeouts`."""
@@ -147,7 +147,7 @@ def _lacks(path: Path, missing: Sequence[str], have: Sequence[str]) -> DataError
     if len(renamed) < min(len(missing), len(others)):
         text += " Columns are known by D4RL's names."
     if "rewards" in missing and "rewards" not in renamed:
-        text += f" Only {joined(NEEDING_NONE)} (unguided) learn without rewards: for these write a zero in each row."
+        text += f" Of diffrl's agents only {joined(NEEDING_NONE)} (unguided) do without: for them write zeros."
     ends = next((name for name in others if name.lower() in ENDS), None)
     if "terminals" in missing and "terminals" not in renamed and ends is not None:
         text += (

@@ -65,7 +65,7 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     """
     if t.ndim == 0:
         return t
-    if t.ndim > x.ndim or any(n not in (1, m) for n, m in zip(t.shape, x.shape, strict=False)):
+    if t.ndim > x.ndim or any(n not in (1, m) for n, m in zip(t.shape, x.shape[: t.ndim], strict=True)):
         raise ValueError(
             f"times of shape {tuple(t.shape)} do not fit x of shape {tuple(x.shape)}: "
             "pass a scalar, or one value a row along the leading dimensions of x"

@@ -23,7 +23,6 @@ from diffrl.images.models import model_of
 from diffrl.images.models.emoji import shipped_weights
 from diffrl.images.rewards.base import check_prompts, parts_of
 from diffrl.images.rewards.human import Human
-from diffrl.images.rewards.remote import Remote
 from diffrl.images.rewards.scaled import scaled
 from diffrl.images.run import (
     FILES,
@@ -152,16 +151,16 @@ class _Session:
             looked_at = None if config.held_out in (None, NOTHING) else config.held_out
             self.held_out = None if looked_at is None else rewards.parse(looked_at, device=device, made=not new)
             self.files: dict[str, dict[str, str]] = {}
-            self.scorers: list[Remote] = []
             self.rewarded = config.scored_by  # as it is said
-            if ":" in f"{config.scored_by} {config.held_out}":  # else no reward names a file
+            self.argued = ":" in f"{config.scored_by} {config.held_out}"  # else no reward names a file or an address
+            if self.argued:
                 before = {} if resumed is None else resumed.reward_files()
                 self.files = files_of(config, before, {} if resumed is None else resumed.about().get(MEASURED_BY))
                 for note in changed(self.files, before):
                     self._say(f"[yellow]{note}[/]")
                 for asked in (reward, self.held_out):
                     as_written(asked, self.files)
-                self.scorers = served.expecting(resumed, (reward, self.held_out))
+                served.expect(resumed, (reward, self.held_out))
                 self.rewarded = None if config.scored_by is None else written(config.scored_by, self.files)
             refuse_grouped(config, (reward, self.held_out), world.size, new)
             # After the rewards: what is wrong with one is said at once.
@@ -265,7 +264,7 @@ class _Session:
         world.barrier()  # all have read what is cleaned away now
         if world.main:
             about: dict[str, Any] = {"versions": versions("diffusers", "transformers", "peft", "accelerate")}
-            about |= served.noted(resumed) if self.scorers else {}
+            about |= {} if resumed is None else served.noted(resumed)
             if (base := base_of(config.model)) is not None:
                 about["base"] = base
             # Of a run of before it is not known, and what its file says now may be an edit.
@@ -368,8 +367,8 @@ class _Session:
             entry = {"round": state.round, "queries": state.queries, "seconds": round(seconds, 1), **finite}
             entry |= training_loss(self.folder, log)
             entry |= {"silent_rounds": state.silent} if state.silent else {}
-            if self.scorers:
-                served.note(self.folder, self.scorers)
+            if self.argued:
+                served.note(self.folder, (self.setup.reward, self.held_out))
             self.folder.add(entry)
             for name, value in finite.items():
                 log.scalars(f"evaluation/{name}", state.round, [value])

@@ -1,6 +1,7 @@
 """The processes of a run: what each has a share of, and what they tell each other."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -71,7 +72,8 @@ class World:
         which FSDP2 of older versions of PyTorch does not mix. From then on all processes must call the network equally
         often.
 
-        Raises UserError for a model of two networks, each of which is called for some of the rows only.
+        Raises UserError for a model of two networks, each of which is called for some of the rows only; and where
+        PyTorch is too old.
         """
         if hasattr(tuned.network, "transformer_2"):
             raise UserError(
@@ -80,6 +82,8 @@ class World:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        if "ignored_params" not in inspect.signature(fully_shard).parameters:
+            raise UserError(f"--shard needs PyTorch 2.7 or newer; this is {torch.__version__}.")
         mesh = init_device_mesh(self.device.type, (self.size,))
         network, whole = tuned.network, set(tuned.parameters().values())
         whole |= {parameter for parameter in network.parameters() if parameter.dtype != network.dtype}

@@ -267,7 +267,7 @@ def _picture(rolled: Sequence[Rolled], task: Task) -> bytes:
             for start, ax in enumerate(column):
                 draw_maze(ax, floor.grid, floor.goal, [floor.places(one.paths[start])], floor.radius)
                 name = f"{wrapped(called, 34)}\nseed {one.run.config.seeds[0]}, " if start == 0 else ""
-                ax.set_title(f"{name}return {one.returns[0, start]:.0f}", fontsize=9)
+                ax.set_title(f"{name}return {one.returns[0, start]:z.0f}", fontsize=9)
     else:
         figure = Figure(figsize=(4.4 * (len(rolled) - 1), 4.4), layout="constrained")
         panels = figure.subplots(1, len(rolled) - 1, squeeze=False)[0]
@@ -299,7 +299,7 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
         rows.append(
             f"<tr><td><b>{breakable(name)}</b><br>{html.escape(about)}</td>"
             f"<td class=n>{estimate(scores).explained}<br>{one.amount}</td>"
-            f"<td class=n>{np.median(scores):.1f}</td></tr>"
+            f"<td class=n>{np.median(scores):z.1f}</td></tr>"
         )
         if one is not first:
             found = compared(one, first, task, (label, labels[0]))

@@ -207,8 +207,8 @@ class OnlineConfig:
     """Environment steps between fits of a new SynthER model."""
     first_fit: Natural | None = None
     """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
-    synthetic_samples: Rows = 1_000_000
-    """Synthetic transitions generated for each seed after every fit, in place of the last ones."""
+    synthetic_samples: Rows | None = None
+    """Synthetic transitions of a fit, for each seed; by default as many as are drawn of it, at most 1,000,000."""
     synthetic_steps: Count = SynthERConfig.steps
     """Training steps of each SynthER model."""
     synthetic_width: Width = SynthERConfig.width
@@ -262,7 +262,7 @@ class OnlineConfig:
             self.synthetic_share,
             self.refit_every,
             self.first_fit,
-            self.synthetic_samples,
+            self.synthetic_samples or RefitConfig.samples,
             SynthERConfig(steps=self.synthetic_steps, width=self.synthetic_width),
             Sampling(self.synthetic_solver, self.synthetic_sampling_steps),
         )

@@ -112,12 +112,11 @@ def environment_of(path: Path | str) -> str | None:
 def refuse_offline_agent(agent: AgentConfig, what: str) -> None:
     """Raise UserError where the agent of a run or configuration, called `what`, cannot learn in its environment."""
     if not agent.stepwise:
-        planner = agent.policy_kind == "planner"
-        given = "whole segments of data"
-        if not planner:
-            chunk = getattr(agent, "chunk", 1)
-            given = f"chunks of {chunk} actions" if chunk > 1 else f"returns of {getattr(agent, 'n_step', 1)} steps"
-        where = "another agent" if planner else "--agent.chunk 1 and --agent.n-step 1"
+        chunk, n_step = getattr(agent, "chunk", 1), getattr(agent, "n_step", 1)
+        given, where = "whole segments of data", "another agent"
+        if chunk > 1 or n_step > 1:
+            given = f"chunks of {chunk} actions" if chunk > 1 else f"returns of {n_step} steps"
+            where = "--agent.chunk 1 and --agent.n-step 1"
         raise UserError(
             f"{what} is of the agent {agent.name}, which as it is set learns from {given}: it cannot go on "
             f"from single steps in its environment. Start from a run of {where}."

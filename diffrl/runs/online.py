@@ -1,6 +1,7 @@
 """Online runs: agents, of an offline run or untrained, act in their environment and learn from what they do there."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from agents.base import Agent
+from diffrl.augment.synther.config import RefitConfig
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import reward_tuning
@@ -34,9 +36,9 @@ from diffrl.runs.kind import (
 )
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run
-from diffrl.runs.train import EXPLODED, Say, begun, finished, fit, folder_stem, reopened, same_data, watched
+from diffrl.runs.train import EXPLODED, begun, finished, fit, folder_stem, reopened, same_data, watched
 from diffrl.runs.unchanged import tell_unchanged, unchanged_until
-from diffrl.support.console import console
+from diffrl.support.console import StepsBar, console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
 from diffrl.support.machine import choose_compiling, resolve_device, settle
@@ -153,7 +155,24 @@ def _scaled(settings: OnlineConfig, dataset: OfflineDataset, config: TrainConfig
     return dataclasses.replace(settings, reward_shift=shift, reward_scale=scale)
 
 
+def _with_samples(settings: OnlineConfig, config: TrainConfig) -> OnlineConfig:
+    """The settings with a number of synthetic rows: where none is given, as many as training draws of one fit's.
+
+    That is until the next fit or the end of the run, and at most the paper's 1,000,000. A run that goes on keeps it.
+    """
+    if settings.synthetic_samples is not None:
+        return settings
+    samples = RefitConfig.samples
+    if settings.synthetic_share:
+        first = settings.refit_every if settings.first_fit is None else settings.first_fit
+        steps = max(min(settings.refit_every, config.steps - max(first, settings.warm_up)), 1)
+        drawn = steps * settings.updates_per_step * math.ceil(settings.synthetic_share * config.agent.batch_size)
+        samples = min(drawn, samples)
+    return dataclasses.replace(settings, synthetic_samples=samples)
+
+
 def _begin(run: Run, settings: OnlineConfig, agent: Agent, transitions: Transitions, quiet: bool) -> Path:
+    settings = _with_samples(settings, run.config)
     run = dataclasses.replace(run, kind=ONLINE, settings=settings.to_dict())
     run.write()
     fixed = agent.config.policy_kind == "deterministic" and type(agent).explore is Agent.explore
@@ -197,7 +216,7 @@ def _fit(
     origin[UNCHANGED] = unchanged_until(run)
     with watched(run, _title(run, settings, len(transitions)), quiet, saved) as observer:
         tell_unchanged(run, observer.message)
-        trainer = _trainer(run, settings, agent, transitions, observer.message)
+        trainer = _trainer(run, settings, agent, transitions, observer)
         scores = fit(run, agent, trainer, observer, saved, origin)
     return finished(run, scores, quiet)
 
@@ -234,14 +253,16 @@ class _Explorer:
         return actions
 
 
-def _trainer(run: Run, online: OnlineConfig, agent: Agent, transitions: Transitions, say: Say) -> OnlineTrainer:
+def _trainer(
+    run: Run, online: OnlineConfig, agent: Agent, transitions: Transitions, observer: StepsBar
+) -> OnlineTrainer:
     """The seeds of `agent` as one stack in this process that learns in the environment: `transitions` are offline."""
     config = run.config
     if config.compile:
         # Every step acts, on one state a seed.
         turn = rows_at_once(config.eval_episodes, agent.n_seeds, run.task.max_environments)
         act_rows = {1, turn, config.eval_episodes % turn} - {0}  # an evaluation's last turn may be a smaller one
-        compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=say)
+        compile_agent(agent, config.agent, transitions, act_rows=sorted(act_rows), say=observer.message)
     generator = source_of_randomness(agent, ENTROPY)  # not the numbers of the offline run again
     sizes = transitions.observation_size, transitions.action_size
     buffer = ReplayBuffer(agent.n_seeds, min(online.capacity, config.steps), *sizes, agent.device)
@@ -261,7 +282,7 @@ def _trainer(run: Run, online: OnlineConfig, agent: Agent, transitions: Transiti
     source: Source = real
     synthetic = None
     if online.synthetic_share:
-        synthetic = _synthetic(run, online, agent, transitions, buffer, real, say)
+        synthetic = _synthetic(run, online, agent, transitions, buffer, real, observer)
         source = Augmented(real, synthetic)
     evaluator = StackEvaluator(run, agent)
     return OnlineTrainer(
@@ -290,7 +311,7 @@ def _synthetic(
     transitions: Transitions,
     buffer: ReplayBuffer,
     real: MixedSource,
-    say: Say,
+    observer: StepsBar,
 ) -> RefittingBuffer:
     """SynthER of the rows as the agent sees them; each seed's model learns from the batches that its agent would."""
 
@@ -300,7 +321,9 @@ def _synthetic(
         return dataclasses.replace(transitions, rows=torch.cat([*offline, buffer.rows.flatten(0, 1)]))
 
     if agent.device.type == "cpu" and online.synthetic_width >= 1024:
-        say("On a CPU each fit of the published size takes hours: --synthetic-width 256 --synthetic-steps 10000.")
+        observer.message(
+            "On a CPU each fit of the published size takes hours: --synthetic-width 256 --synthetic-steps 10000."
+        )
     env = run.task.make()
     space: Any = env.observation_space
     env.close()
@@ -316,5 +339,6 @@ def _synthetic(
         action_size=transitions.action_size,
         observation_bounds=(bounds[0], bounds[1]),
         device=agent.device,
-        say=say,
+        say=observer.message,
+        on_progress=observer.aside,
     )

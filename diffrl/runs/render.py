@@ -262,7 +262,7 @@ class Panel:
     def picture(self, step: int) -> Picture:
         """The picture now, after so many steps."""
         drawn = self._drawn() if self._last is None else self._last
-        return labelled(drawn, f"{self._name}   step {self._over or step}   return {self._return:.1f}")
+        return labelled(drawn, f"{self._name}   step {self._over or step}   return {self._return:z.1f}")
 
     def _drawn(self) -> Picture:
         try:

@@ -56,10 +56,10 @@ def print_evaluation(
     for name, entry in result.items():
         for i, seed in enumerate(entry["seeds"]):
             row = [str(name), str(seed), f"{entry['step'][i]:,}", estimate([entry[kind][i]]).explained]
-            table.add_row(*row, *([f"{np.mean(entry['returns'][i]):.1f}"] if reference else []))
+            table.add_row(*row, *([f"{np.mean(entry['returns'][i]):z.1f}"] if reference else []))
         if len(entry["seeds"]) > 1:
             row = [str(name), "all", "", f"[bold]{estimate(entry[kind])}[/] (over seeds)"]
-            table.add_row(*row, *([f"{np.mean(entry['returns']):.1f}"] if reference else []), end_section=True)
+            table.add_row(*row, *([f"{np.mean(entry['returns']):z.1f}"] if reference else []), end_section=True)
     Terminal(width=None if console.is_terminal else 120).print(table)
 
 
@@ -180,7 +180,7 @@ def plot_episodes(path: Path, result: dict[str, Any], floor: Floor) -> Path:
                 plan = floor.places(plans[i])
                 ax.plot(plan[:, 1], plan[:, 0], color=BLUE, linewidth=1, linestyle="--", marker=".", markersize=3)
             called = f"step {int(name):,}" if str(name).isdigit() else name
-            ax.set_title(f"{called}: return {entry['returns'][0][i]:.0f}", fontsize=9)
+            ax.set_title(f"{called}: return {entry['returns'][0][i]:z.0f}", fontsize=9)
     planned = any("plans" in entry for entry in result.values())
     figure.suptitle("driven from dark to bright" + (", the plan dashed in blue" if planned else ""), fontsize=10)
     return save(figure, path)

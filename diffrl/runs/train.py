@@ -285,8 +285,8 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
         what = score_word(scores.about["reference"]) if kind == "score" else "return"
         over = "" if last["error"] is None else f", ± standard error over {'seeds' if len(best) > 1 else 'episodes'}"
         console.print(
-            f"{whose}[bold]{what}[/]: last {np.mean(last[kind]):.1f}{plus_minus(last)}, best "
-            f"{np.mean([b['value'] for b in best]):.1f} (each seed's best evaluation); {counted(len(best), 'seeds')}, "
+            f"{whose}[bold]{what}[/]: last {np.mean(last[kind]):z.1f}{plus_minus(last)}, best "
+            f"{np.mean([b['value'] for b in best]):z.1f} (each seed's best evaluation); {counted(len(best), 'seeds')}, "
             f"{counted(len(last['returns'][0]), 'episodes')} each{over}"
         )
         if equal := scores.all_equal():

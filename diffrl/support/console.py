@@ -5,11 +5,21 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.errors import MarkupError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 from typing_extensions import override
 
@@ -124,11 +134,10 @@ class StepsBar:
     def __init__(self, bar: Progress, total: int, start: int, shown: Sequence[str], quiet: bool) -> None:
         self._bar, self._total, self._start, self._shown, self._quiet = bar, total, start, shown, quiet
         self._steps = bar.add_task("Training", total=total, completed=start, note="")
-        self._episodes = bar.add_task("Evaluating", total=None, note="", visible=False, unit="episodes")
+        self._asides: dict[str, _Aside] = {}
         self._began = self._drawn = self._written = time.monotonic()
         self._underway = False
         self._stepped = self._began
-        self._evaluating: tuple[float, float] | None = None
 
     def progress(self, step: int) -> None:
         """So many steps have been made; drawn ten times a second at most, as a step is much shorter."""
@@ -161,23 +170,46 @@ class StepsBar:
             self._bar.console.print(text)
 
     def episodes(self, finished: float, total: int) -> None:
-        """So many episodes of `total` are finished, parts of one counted: a bar of its own, while there are any left.
+        """So many episodes of `total` are finished, parts of one counted: see `aside`."""
+        self.aside("evaluating", finished, total, "episodes")
 
-        As lines where no steps are made in the meantime: else those say that something goes on.
+    def aside(self, what: str, done: float, total: int, unit: str) -> None:
+        """So much is done, in `unit`s, of work of `total` beside the steps: a bar of its own, while there is any left.
+
+        what: the work, such as "evaluating". As lines where no steps are made in the meantime: else those say that
+        something goes on.
         """
-        self._bar.update(self._episodes, completed=finished, total=total, visible=finished < total)
         now = time.monotonic()
-        if self._evaluating is None:
-            self._evaluating = now, finished
-        since, first = self._evaluating
-        if finished >= total:
-            self._evaluating = None
+        if (aside := self._asides.get(what)) is None:
+            bar = self._bar.add_task(f"{what[0].upper()}{what[1:]}", total=None, note="", visible=False, unit=unit)
+            aside = self._asides[what] = _Aside(bar)
+        if aside.since is None:
+            aside.since = now, done
+            self._bar.reset(aside.bar, total=total)
+        if done >= total or now - aside.drawn > 0.1:
+            self._bar.update(aside.bar, completed=done, total=total, visible=done < total)
+            aside.drawn = now
+        since, first = aside.since
+        if done >= total:
+            aside.since = None
         elif not self._quiet and not console.is_terminal and now - max(self._written, self._stepped) > LINE_EVERY:
-            said = f"evaluating: {math.floor(finished):,}/{total:,} episodes, {finished / total:.0%} in all"
-            if finished > first:
-                said += f"  {(total - finished) * (now - since) / (finished - first) / 60:.1f} min left"
+            said = f"{what}: {math.floor(done):,}/{total:,} {unit}, {done / total:.0%} in all"
+            if done > first:
+                said += f"  {(total - done) * (now - since) / (done - first) / 60:.1f} min left"
             console.print(said)
             self._written = now
+
+
+@dataclass
+class _Aside:
+    """Work beside the steps of a `StepsBar`: its bar, when that was last drawn, and when it began with how much done.
+
+    since: None while none is under way.
+    """
+
+    bar: TaskID
+    drawn: float = -math.inf
+    since: tuple[float, float] | None = None
 
 
 @contextmanager

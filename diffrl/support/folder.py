@@ -272,13 +272,21 @@ def _as_it_began(folder: Path) -> bool:
 
 
 def _new(stem: str) -> Path:
-    """A folder of its own, made here, so that two runs of the same second do not share one."""
+    """A folder of its own, made here, so that two runs of the same second do not share one.
+
+    Raises UserError where the current folder takes none.
+    """
     stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        with contextlib.suppress(FileExistsError):
-            path = Path("runs") / f"{stem}{suffix}"
+        path = Path("runs") / f"{stem}{suffix}"
+        try:
             path.mkdir(parents=True)
-            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"{path} cannot be written: {why}. Choose another place for it: --out FOLDER.") from error
+        return path
     raise UserError(f"runs/{stem} exists a thousand times; choose another --out.")
 
 

@@ -21,12 +21,12 @@ class Estimate:
 
     def __str__(self) -> str:
         """For example `43.1 ± 2.0`; of a single value `43.1`."""
-        return f"{self.mean:.1f}" if np.isnan(self.error) else self.explained
+        return f"{self.mean:z.1f}" if np.isnan(self.error) else self.explained
 
     @property
     def explained(self) -> str:
         """As text, of episodes: for example `43.1 ± 2.0`; of a single one `43.1`, and why it has no error."""
-        return f"{self.mean:.1f}{plus_minus(self.error)}"
+        return f"{self.mean:z.1f}{plus_minus(self.error)}"
 
 
 def plus_minus(error: float | None) -> str:

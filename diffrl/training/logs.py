@@ -362,9 +362,9 @@ def tidy(run: Path) -> None:
 def evaluation_line(step: int, entry: dict[str, Any], episodes: int) -> str:
     """One evaluation as a line: score or return with its standard error, each seed's where there are several."""
     kind, values = ("score", entry["score"]) if "score" in entry else ("return", entry["mean_return"])
-    each = f"  (seeds: {', '.join(f'{v:.1f}' for v in values)})" if len(values) > 1 else ""
-    returns = f", mean return {np.mean(entry['mean_return']):.1f}" if kind == "score" else ""
-    score = f"[bold]{np.mean(values):.1f}[/]{plus_minus(entry)}"
+    each = f"  (seeds: {', '.join(f'{v:z.1f}' for v in values)})" if len(values) > 1 else ""
+    returns = f", mean return {np.mean(entry['mean_return']):z.1f}" if kind == "score" else ""
+    score = f"[bold]{np.mean(values):z.1f}[/]{plus_minus(entry)}"
     return f"step {step:>9,}  {kind} {score}{each}{returns}, {counted(episodes, 'episodes')} a seed"
 
 

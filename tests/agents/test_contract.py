@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import agents
 from agents import contract
 from agents.base import Agent
+from agents.planning import Follower, Planner
 from agents.td3_bc import TD3BCAgent
 from diffrl.cli import main
 from diffrl.data.transitions import Transitions
@@ -183,6 +184,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("was", "gives", "why"),
     [
+        ("        self.step += 1\n", "", "ToyAgent.update counts 0 steps; expected 1, by `self.step += 1`."),
         (
             'self.networks = {"actor": self.actor}',
             "pass",
@@ -211,3 +213,123 @@ def test_the_command_names_the_package(
     assert why in said
     if gives == "1 / 0":
         assert f"({site / module}.py, line " in said
+
+
+PLANNER = AGENT.replace("import Agent\n", "import Agent\nfrom agents.planning import Planner\n").replace(
+    "ToyAgent(Agent)", "ToyAgent(Planner)"
+)
+PLANNER = (
+    PLANNER.partition("    @torch.no_grad()")[0]
+    + """
+    replan_every, reaches_goal = 3, False
+
+    @torch.no_grad()
+    def plan(self, observations, generator):
+        first = self.actor(observations).clamp(-1, 1)
+        return torch.stack([first] * 3, 2)
+
+    def follow(self, plans, t, observations):
+        index = t[..., None, None].expand(*t.shape, 1, self.action_size)
+        return plans.gather(2, index).squeeze(2)
+"""
+)
+PLANS = ('"toy"\n', '"toy"\n    policy_kind: ClassVar[str] = "planner"\n')
+"""In the settings: that the agent plans."""
+
+
+def trained_by_command(site: Path, agent: str, config: str) -> tuple[int, Path]:
+    """What `diffrl train` of a package's agent ends with, two seeds of four steps, evaluated in episodes of 5."""
+    module = f"odd_{abs(hash(agent))}"
+    modules = {module: agent, "toy_config": config.replace("toy_agent", module), "toy_world": WORLD}
+    install(site, "toy-package", GROUPS, **modules)
+    run = site.parent / "run"
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--eval-episodes", "2"]
+    words += ["--seeds", "0", "1", "--workers", "1", "--eval-workers", "0", "--out", str(run)]
+    return main(words), run
+
+
+def test_a_packages_planner_is_trained_and_its_online_run_refused(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rc, run = trained_by_command(site, PLANNER, CONFIG.replace(*PLANS))
+    assert rc == 0
+    assert main(["online", str(run), "--out", str(site.parent / "online")]) == 2
+    assert "learns from whole segments of data: it cannot go on from single steps" in capsys.readouterr().err
+    assert not (site.parent / "online").exists()
+
+
+def test_a_packages_agent_of_segments_is_refused_online_as_one_of_segments(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose settings know no chunks."""
+    stepwise = "    @property\n    def stepwise(self):\n        return False\n\n    def implementation"
+    rc, run = trained_by_command(site, AGENT, CONFIG.replace("    def implementation", stepwise))
+    assert rc == 0
+    assert main(["online", str(run)]) == 2
+    assert (
+        "is of the agent toy, which as it is set learns from whole segments of data: it cannot go on from single steps "
+        "in its environment. Start from a run of another agent."
+    ) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("agent", "planner", "why"),
+    [
+        (PLANNER, False, "ToyAgent is a Planner, and policy_kind of Toy is 'deterministic'; expected policy_kind ="),
+        (AGENT, True, "Toy says that it plans (policy_kind), and ToyAgent is no agents.planning.Planner."),
+        (PLANNER.replace("= 3,", "= 0,"), True, "is 0; expected a"),
+        (PLANNER.replace("= 3,", "= 2.5,"), True, "ToyAgent.replan_every is 2.5; expected a whole number of steps"),
+    ],
+)
+def test_a_planner_that_is_none_by_its_settings_is_refused_before_it_is_trained(
+    site: Path, capsys: pytest.CaptureFixture[str], agent: str, planner: bool, why: str
+) -> None:
+    rc, run = trained_by_command(site, agent, CONFIG.replace(*PLANS) if planner else CONFIG)
+    assert rc == 2
+    said = capsys.readouterr().err
+    assert "The agent 'toy' of toy-package (toy_config:Toy) cannot be used: " in said
+    assert why in said
+    assert not any(run.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("was", "gives", "why"),
+    [
+        ("[first] * 3, 2)", "[first] * 3, 2)[0]", "plan gave plans of shape (2, 3, 1); expected a tensor (1, 2, ...):"),
+        ("[first] * 3, 2)", "[first] * 3, 2).numpy()", "plan gave plans as ndarray; expected a tensor (1, 2, ...):"),
+        (
+            "= 3,",
+            "= 4,",
+            "follow fails 3 steps after its plans of shape (1, 2, 3, 1) were made (RuntimeError: index 3 is out of "
+            "bounds for dimension 2 with size 3); expected actions for replan_every = 4 steps.",
+        ),
+        ("= 3,", "= None,", "expected actions until the episode ends (replan_every = None)."),
+    ],
+)
+def test_plans_of_another_shape_are_named(
+    site: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, why: str
+) -> None:
+    assert was in PLANNER
+    rc, _ = trained_by_command(site, PLANNER.replace(was, gives), CONFIG.replace(*PLANS))
+    assert rc == 2
+    assert why in capsys.readouterr().err
+
+
+def test_plans_that_change_their_shape_are_named() -> None:
+    class Shrinks(Planner):
+        replan_every = 1
+
+        def update(self, batch: Any, generator: torch.Generator, phase: int = 0) -> Any:
+            return {}
+
+        def plan(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+            self.H = getattr(self, "H", 4) - 1
+            return torch.zeros(*observations.shape[:2], self.H, 2)
+
+        def follow(self, plans: Tensor, t: Tensor, observations: Tensor) -> Tensor:
+            return plans[:, :, 0]
+
+    follower = Follower(Shrinks(agents.BC(), 3, 2, (0,), "cpu"), torch.Generator())
+    follower(torch.zeros(1, 5, 3))
+    with pytest.raises(UserError, match=r"Shrinks.plan gave plans of shape \(1, 5, 2, 2\) after \(1, 5, 3, 2\)"):
+        follower(torch.zeros(1, 5, 3))

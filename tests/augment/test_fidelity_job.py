@@ -14,6 +14,8 @@ from diffrl.augment.fidelity.measures import FEWEST
 from diffrl.augment.synther.augmenter import synther
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.cli import main
+from diffrl.commands.augment import Fidelity
+from diffrl.commands.words import flag_values, parse, switches
 from diffrl.data import d4rl
 from diffrl.support.errors import DataError
 
@@ -94,6 +96,21 @@ def test_a_file_says_whether_its_rows_are_steered(folder: Path, tmp_path: Path) 
     for steered, said in ((None, True), (False, False)):
         report = fidelity_of(real, str(made), tmp_path / str(said), env=ENV, steered=steered, quiet=True)
         assert report.steered == said
+
+
+def test_the_switch_says_whether_rows_are_steered(folder: Path, tmp_path: Path) -> None:
+    """Anywhere among the words, without a value or with one; by default the file does."""
+    real, sound = str(folder / "real.hdf5"), str(folder / "sound.hdf5")
+    assert main(["augment", "fidelity", real, "--steered", sound, "--env", ENV, "--out", str(tmp_path / "out")]) == 0
+    for words, steered in (
+        ([real, sound, "--steered"], True),
+        (["--steered", real, sound], True),
+        ([real, "--steered", "True", sound], True),
+        (["--no-steered", real, sound], False),
+        ([real, sound, "--force"], None),
+    ):
+        given = parse(Fidelity, flag_values(words, switches(Fidelity)), "diffrl augment fidelity")
+        assert (given.real, given.synthetic, given.steered) == (real, sound, steered)
 
 
 def test_of_many_rows_the_first_are_compared(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

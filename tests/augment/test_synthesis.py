@@ -74,6 +74,41 @@ def source(tmp_path: Path) -> Path:
     return d4rl.write(tmp_path / "source.hdf5", hopper_like())
 
 
+def test_a_finished_file_of_other_settings_names_them(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at most, and what then makes the other file does; of the same settings nothing but that it is finished."""
+    out, folder = tmp_path / "more.hdf5", tmp_path / "more-synther"
+    words = ["augment", "synther", str(source), "--samples", "50", "--no-report", "--out", str(out)]
+    assert main([*words, *FLAGS]) == 0
+    for more, said in (
+        ([], "is finished. Use --force to replace it, or choose another --out."),
+        (["--samples", "60"], "is finished. Use --force"),
+        (["--steps", "21"], "is finished, by a model of other settings (steps 20, not 21): choose another --out for"),
+        (
+            ["--steps", "21", "--seed", "1", "--width", "8"],
+            "is finished, by a model of other settings (seed 0, not 1; steps 20, not 21): ",
+        ),
+        (
+            ["--held-out", "0.1"],
+            "is finished, by a model of other settings (held-out 0.05, not 0.1): ",
+        ),
+        (["--folder", str(tmp_path / "none"), "--steps", "21"], "is finished. Use --force"),
+    ):
+        capsys.readouterr()
+        assert main([*words, *FLAGS, *more]) == 2
+        text = " ".join(capsys.readouterr().err.split())
+        assert f"{out} exists; what wrote it {said}" in text
+        assert (f"or remove {folder} and use --force" in text) == ("by a model" in said)
+    with pytest.raises(UserError, match=r"other settings \(width 16, not 8\)"):
+        synther(str(source), out, samples=50, **TINY | {"model": replace(TINY["model"], width=8)})
+    (folder / "config.json").write_text("[]")
+    assert main([*words, *FLAGS, "--steps", "21"]) == 2
+    assert "is finished. Use --force" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    assert main([*words, *FLAGS, "--steps", "21", "--force"]) == 0
+
+
 def test_a_file_becomes_a_file_that_trains_iql(source: Path, tmp_path: Path) -> None:
     """The written file carries environment, bounds and the source's range of returns, which scales IQL's rewards."""
     out = synther(str(source), tmp_path / "new.hdf5", samples=3000, **TINY)

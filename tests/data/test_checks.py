@@ -387,7 +387,9 @@ def test_data_that_teach_nothing_are_told_in_a_line_each(written, data, env):
     same = np.full_like(data["actions"], 1.5)
     (finding,) = found(written(data | {"rewards": np.zeros(2000)}), env)
     assert finding.severity == "note"  # some agents need none, and --rows may have cut the others
-    assert finding.sentence.startswith("rewards: all 2,000 of the rows read are 0: only bc, diffusion_bc and diffuser ")
+    assert finding.sentence.startswith(
+        "rewards: all 2,000 of the rows read are 0: of diffrl's agents only bc, diffusion_bc and diffuser "
+    )
     (finding,) = found(written(data | {"actions": same}), env)
     assert "actions: all 2,000 rows hold the same one, 1.5." in finding.sentence
     ones = {name: np.ones_like(data[name]) for name in ("observations", "next_observations") if name in data}

@@ -203,9 +203,9 @@ def test_all_that_is_missing_is_said_at_once_and_what_can_be_done_without_it(mak
     with pytest.raises(DataError) as refused:
         d4rl.read(path)
     assert str(refused.value) == (
-        f"{path}: rewards and terminals are missing; it holds: actions, observations, timeouts. Only bc, diffusion_bc "
-        "and diffuser (unguided) learn without rewards: for these write a zero in each row. Where no episode ends in a "
-        "terminal state, terminals are False in every row."
+        f"{path}: rewards and terminals are missing; it holds: actions, observations, timeouts. Of diffrl's agents "
+        "only bc, diffusion_bc and diffuser (unguided) do without: for them write zeros. Where no episode "
+        "ends in a terminal state, terminals are False in every row."
     )
     path = raw(tmp_path / "other.hdf5", make([3], "t"), rewards=None, reward=np.zeros(3))
     with pytest.raises(DataError, match=r"Is 'reward' the rewards\? Then rename it\.$"):

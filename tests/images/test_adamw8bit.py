@@ -54,6 +54,19 @@ def fresh(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(7)))
 
 
+def test_a_torchao_of_another_pytorch_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is newer than PyTorch misses something of it, at its import."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao/__init__.py").write_text("import torch\ntorch.not_there_yet")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchao"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"--optimiser adamw8bit needs a torchao that is made for PyTorch .*not_there_yet"
+    ):
+        adamw8bit.require()
+
+
 def test_a_parameter_costs_two_bytes_and_a_scale_for_each_block(torchao: Any) -> None:
     """2 (1 + 4/256) bytes a parameter; of a tensor below 4,096 values, or that 256 does not divide, 8 as ever."""
     for shape, each in (((64, 128), 2 * (1 + 4 / BLOCK)), ((10,), 8), ((LEAST - BLOCK,), 8), ((LEAST + 1,), 8)):

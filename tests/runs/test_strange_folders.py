@@ -274,10 +274,25 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-def mortal(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+def mortal(*words: str, cwd: Path | None = None, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run a command as a process that may write only where its user may: root's is not above the modes of files."""
     command = [sys.executable, "-c", MORTAL, "-m", "diffrl", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(**variables))
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(**variables), cwd=cwd)
+
+
+def test_where_no_run_may_be_written_the_option_for_another_place_is_named(tmp_path: Path) -> None:
+    """In one line; and in a place where `runs` is a file."""
+    words = ["train", "--agent", "bc", "--dataset", "maze2d-umaze-v1", "--rows", "300", "--steps", "2", "--env", "none"]
+    shut, taken = tmp_path / "shut", tmp_path / "taken"
+    shut.mkdir(mode=0o555)
+    taken.mkdir()
+    (taken / "runs").touch()
+    for place, why in ((shut, "Permission denied"), (taken, "Not a directory")):
+        done = mortal(*words, cwd=place, PYTHONPATH=str(Path(diffrl.__file__).parents[1]))
+        assert done.returncode == 2
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("diffrl: runs/bc-")
+        assert last.endswith(f" cannot be written: {why}. Choose another place for it: --out FOLDER.")
 
 
 def test_a_run_that_may_not_be_written_is_evaluated_all_the_same(run: Path, tmp_path: Path) -> None:

@@ -449,7 +449,9 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(
 
 def test_the_settings_are_read_strictly(offline: dict[str, Path], tmp_path: Path) -> None:
     run = diffrl.online(offline["td3_bc"], out=tmp_path / "run", steps=10, warm_up=0, keep_offline=0.25, quiet=True)
-    settings = OnlineConfig(offline["td3_bc"], keep_offline=0.25, warm_up=0, start_steps=(40, 40))
+    settings = OnlineConfig(
+        offline["td3_bc"], keep_offline=0.25, warm_up=0, start_steps=(40, 40), synthetic_samples=1_000_000
+    )
     assert OnlineConfig.from_dict(Run.read(run).settings or {}, "") == settings
     (run / "SHA256SUMS").unlink()
     file = run / "settings.yaml"

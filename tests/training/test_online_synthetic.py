@@ -1,5 +1,7 @@
 """Synthetic experience in online runs: its share of batches, what models learn from, runs that are cut."""
 
+import dataclasses
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,19 @@ import pytest
 import torch
 
 import diffrl
+from diffrl.augment.synther import generate
 from diffrl.augment.synther.config import RefitConfig, Sampling, SynthERConfig
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.cli import main
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Transitions
 from diffrl.runs.config import OnlineConfig
+from diffrl.runs.online import _with_samples
 from diffrl.runs.run import Run
+from diffrl.support import console
 from diffrl.support.errors import UserError
 from diffrl.support.stopping import Interrupted
-from diffrl.training import checkpoint
+from diffrl.training import checkpoint, stack
 from diffrl.training.online import Collector
 from tests.training.conftest import assert_same_run, final_state
 from tests.training.test_online import AGENTS, bandit, bandit_run  # noqa: F401 - the fixture registers the bandit
@@ -190,3 +195,47 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(offline: Path, capsys: pytest.
     ):
         assert main(["online", str(offline), *given]) == 2
         assert expected in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"steps": 60}, 20),  # from fit to fit
+        ({"steps": 26, "updates_per_step": 2}, 6 * 2),  # from the first fit to the end
+        ({"steps": 30, "first_fit": 3}, 20),
+        ({"steps": 12, "first_fit": 3}, 5),  # from the end of the warm-up
+    ],
+)
+def test_by_default_a_fit_generates_what_is_drawn_of_it(
+    offline: Path, tmp_path: Path, given: dict[str, int], steps: int
+) -> None:
+    """The share of a batch, for each of so many updates. A run that is made longer keeps the number."""
+    default = {name: value for name, value in ONLINE.items() if name != "synthetic_samples"}
+    run = diffrl.online(offline, out=tmp_path / "run", **default | {"eval_every": 60} | given)
+    n = steps * math.ceil(0.5 * AGENTS["td3_bc"].batch_size)
+    assert final_state(run)["online.synthetic.rows"].shape == (2, n, 7)
+    assert (Run.read(run).settings or {})["synthetic_samples"] == n
+    diffrl.resume(run, steps=70, quiet=True)
+    assert final_state(run)["online.synthetic.rows"].shape == (2, n, 7)
+
+
+def test_the_default_is_the_papers_at_most_and_a_number_that_is_given_stays(offline: Path) -> None:
+    config = Run.read(offline).config
+    long = dataclasses.replace(config, steps=10**6, agent=dataclasses.replace(config.agent, batch_size=256))
+    for given, expected in (({}, 1_000_000), ({"refit_every": 1_000}, 128_000), ({"synthetic_samples": 7}, 7)):
+        settings = OnlineConfig(offline, synthetic_share=0.5, **given)
+        assert _with_samples(settings, long).synthetic_samples == expected
+
+
+def test_a_fit_says_how_far_it_is(
+    offline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training and in generating, of 30 rows ten at once."""
+    monkeypatch.setattr(console, "LINE_EVERY", -1.0)
+    monkeypatch.setattr(stack, "PULSE", 0.0)
+    monkeypatch.setitem(generate.CHUNK, "cpu", 10)
+    diffrl.online(offline, out=tmp_path / "run", **ONLINE | {"steps": 21, "quiet": False})
+    said = capsys.readouterr().err
+    assert "fitting SynthER: 10/20 steps, 50% in all" in said
+    assert "generating: 10/30 rows, 33% in all" in said
+    assert "generating: 20/30 rows, 67% in all" in said

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.augment.columns import as_dataset
-from diffrl.augment.config import Request
+from diffrl.augment.config import Request, beside_file
 from diffrl.augment.fidelity.comparison import UNKNOWN, FidelityReport, fidelity
 from diffrl.augment.fidelity.measures import FEWEST
 from diffrl.augment.fidelity.report import say, write_report
 from diffrl.augment.flow_to_better.augmenter import FlowToBetter
 from diffrl.augment.job import LEAST_ROWS, REPORTED, open_data
 from diffrl.augment.synther.augmenter import hold_out
-from diffrl.augment.target import beside_file, for_id
+from diffrl.augment.target import for_id
 from diffrl.data.fidelity import REAL_ROWS, SOURCE_ROWS, SYNTHETIC_ROWS
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console

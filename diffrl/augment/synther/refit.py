@@ -29,6 +29,7 @@ class RefittingBuffer(RowSource):
     (S,) of the models' initial weights. seed: of their training and of what they generate; no other random numbers
     have a part in it. The n-th fit depends on these seeds, on n and on the real rows alone, so that it can be made
     again. observation_bounds, action_bounds: (low, high) of generated rows. say: is told of each fit in a sentence.
+    on_progress: is told on the way of the work, how much of it is done, of how much, and in what, such as "rows".
 
     Nothing can be drawn before the first fit. Synthetic rows belong to no episode: number -1, time 0.
 
@@ -49,6 +50,7 @@ class RefittingBuffer(RowSource):
         observation_bounds: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
         device: torch.device | str = "cpu",
         say: Callable[[str], None] = lambda text: None,
+        on_progress: Callable[[str, float, int, str], None] | None = None,
     ) -> None:
         if real is not None and config.model.condition != "none":
             raise UserError("A model with a condition learns from the real rows as they are, not from a mixture.")
@@ -60,7 +62,7 @@ class RefittingBuffer(RowSource):
         self._real_rows, self._real = rows, real
         self._bounds = action_bounds, observation_bounds
         self._rows = ReplayBuffer(len(self._seeds), config.samples, observation_size, action_size, self.device)
-        self._say = say
+        self._say, self._on_progress = say, on_progress
 
     def due(self, step: int) -> bool:
         """Whether a fit is due after `step` environment steps."""
@@ -95,6 +97,7 @@ class RefittingBuffer(RowSource):
         def heed(done: int, total: int) -> None:
             if stop():
                 raise Stopped
+            self._tell("fitting SynthER", done, total, "steps")
 
         model = self.config.model
         return fit(
@@ -119,6 +122,11 @@ class RefittingBuffer(RowSource):
                 rows = sample_rows(model, min(chunk, self.config.samples - start), generator, self.config.sampling)
             episode = torch.tensor([-1.0, 0.0], device=self.device).expand(*rows.shape[:2], 2)
             self._rows.add(torch.cat([rows, episode], dim=-1))
+            self._tell("generating", min(start + chunk, self.config.samples), self.config.samples, "rows")
+
+    def _tell(self, what: str, done: int, total: int, unit: str) -> None:
+        if self._on_progress is not None:
+            self._on_progress(what, done, total, unit)
 
     def clear(self) -> None:
         """Forget the synthetic rows, and how often a model has been fitted."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffrl.images.model import unheard
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, first_line
 
 MISSING = "{what} needs {name}, which is not installed: pip install 'diffrl[adamw8bit]' brings it."
 ASKED = "--optimiser adamw8bit"
@@ -69,4 +69,9 @@ def _torchao(what: str = ASKED) -> Any:
             from torchao import optim
         except ModuleNotFoundError as error:
             raise UserError(MISSING.format(what=what, name=error.name)) from error
+        except (ImportError, AttributeError) as error:  # whatever it misses of PyTorch
+            raise UserError(
+                f"{what} needs a torchao that is made for PyTorch {torch.__version__}; the one that is installed "
+                f"cannot be imported beside it: {first_line(error)}"
+            ) from error
     return optim

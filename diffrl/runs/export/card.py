@@ -213,7 +213,7 @@ def _front_matter(facts: Facts, dataset: str) -> dict[str, Any]:
 def _metric(kind: str, name: str, values: NDArray[np.float64]) -> dict[str, Any]:
     found = estimate(values)
     spread = "" if np.isnan(found.error) else f" +/- {found.error:.2f}"
-    return {"type": kind, "value": f"{found.mean:.2f}{spread}", "name": name, "verified": False}
+    return {"type": kind, "value": f"{found.mean:z.2f}{spread}", "name": name, "verified": False}
 
 
 def _use(facts: Facts) -> str:

@@ -104,7 +104,7 @@ class Board:
             rate = max(step - before, 0) / max(now - began, 1e-9)
             left = f"{(total - step) / rate / 60:.1f}" if rate else ""
             result = result_of(self._folder, run)
-            last = "" if result is None else f"{result.last:.1f}"
+            last = "" if result is None else f"{result.last:z.1f}"
             table.add_row(run.name, f"{step:,}", f"{total:,}", f"{rate:,.0f}" if rate else "", left, last)
         return table
 
@@ -140,7 +140,7 @@ class Board:
 
     def _scores(self, run: SweepRun) -> str:
         result = result_of(self._folder, run)
-        return "" if result is None else f"  last {result.last:.1f}, best {result.best:.1f}"
+        return "" if result is None else f"  last {result.last:z.1f}, best {result.best:z.1f}"
 
     def _so_far(self) -> str:
         """How many runs are done, failed and left, the time left at the rate so far, and the best."""
@@ -153,7 +153,7 @@ class Board:
         if minutes := self._minutes_left():
             words.append(f"{minutes:.1f} min left")
         if self._best[0]:
-            words.append(f"best {self._best[1]:.1f} by {self._best[0]}")
+            words.append(f"best {self._best[1]:z.1f} by {self._best[0]}")
         return ", ".join(words)
 
     def _minutes_left(self) -> float:

@@ -328,7 +328,7 @@ def summary(folder: Path, sweep: Sweep, states: Mapping[str, State], told: Mappi
         cells = ["", ""]
         if results:
             best = sum(result.best * len(result.seeds) for result in results) / behind
-            cells = [f"{mean_last(results):.1f}", f"{best:.1f}"]
+            cells = [f"{mean_last(results):z.1f}", f"{best:z.1f}"]
         few = f" (means of {behind})" if 0 < behind < len(seeds) else ""
         stem = runs[0].name.partition(",")[0]
         rows.append(["*" * (key in stars), stem, brief[runs[0].name], *cells, " ".join(map(str, seeds)) + few, state])
