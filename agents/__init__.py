@@ -5,7 +5,18 @@ from agents.config import AGENTS, BC, EDP, QAM, RLPD, TD3BC, ConsistencyAC, Diff
 from agents.expectile_config import DTQL, IDQL, IFQL, IQL, QGuidance
 from agents.flow_config import BFN, FQL
 from agents.planning_config import Diffuser
-from agents.registry import Absent, get, get_or_absent, having, installed, left_out, listed, names, try_out
+from agents.registry import (
+    Absent,
+    UnknownAgentError,
+    get,
+    get_or_absent,
+    having,
+    installed,
+    left_out,
+    listed,
+    names,
+    try_out,
+)
 
 __part_of__ = "diffrl"  # `diffrl.support.shadowing` looks for this line
 
@@ -30,6 +41,7 @@ __all__ = [
     "DiffusionQL",
     "QGuidance",
     "ReBRAC",
+    "UnknownAgentError",
     "get",
     "get_or_absent",
     "having",

@@ -11,6 +11,10 @@ from diffrl.support.errors import UserError, closest, nearest
 from diffrl.support.plugins import Plugin
 
 
+class UnknownAgentError(UserError):
+    """A name that no agent has, ours or another package's."""
+
+
 def get(name: str, made: bool = False) -> type[AgentConfig]:
     """The configuration class of the algorithm called `name`, ours or another package's.
 
@@ -25,7 +29,7 @@ def get(name: str, made: bool = False) -> type[AgentConfig]:
         others = [plugin.name for plugin in plugins.found("diffrl.agents")]
         known = [*AGENTS, *others]
         text = f"Unknown agent {name!r}: {nearest(name, known, 'diffrl train --help')}"
-        raise UserError(text + plugins.not_here("diffrl.agents") * (made or closest(name, known) is None))
+        raise UnknownAgentError(text + plugins.not_here("diffrl.agents") * (made or closest(name, known) is None))
     return AGENTS[name]
 
 

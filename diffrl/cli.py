@@ -1,5 +1,6 @@
 """The command line, `diffrl VERB ...`. Each verb's code is imported when it is called."""
 
+import contextlib
 import inspect
 import io
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 from diffrl.support.errors import UserError, closest, joined, printable, shortened
-from diffrl.support.stopping import Interrupted, stop_signals
+from diffrl.support.stopping import Interrupted, Stopped, stop_signals
 
 HELP_WORDS = ("-h", "--help")
 HELP = """diffrl: offline reinforcement learning on one diffusion core
@@ -260,8 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cast("io.TextIOWrapper", stream).reconfigure(errors="replace")
     try:
         try:
-            with stop_signals(at_once=True, deadly=True):
-                return _command(list(sys.argv[1:] if arguments is None else arguments))
+            code = None
+            with contextlib.suppress(Stopped), stop_signals(at_once=True, deadly=True):
+                code = _command(list(sys.argv[1:] if arguments is None else arguments))
+            return Interrupted.exit_code if code is None else code  # a stop as it ends has nothing to stop
         finally:
             sys.stdout.flush()  # so that what is still buffered fails here, not while Python shuts down
     except BrokenPipeError:

@@ -7,6 +7,7 @@ after the first has ended: a checkpoint may take longer.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -22,12 +24,15 @@ from diffrl.support.errors import UserError
 from diffrl.support.stopping import TWICE, Interrupted, Stopped, check
 
 GRACE = 20.0
-"""Seconds that are left to the processes once one of them has ended before its work was done, or by a signal: nothing
-is to be saved then, but one that waits for another inside of a library may wait for ever."""
+"""Seconds that are left to the processes once one of them has ended before its work was done, or the first one by a
+signal: nothing is to be saved then, but one that waits for another inside of a library may wait for ever."""
+CLOSING = 300.0
+"""Seconds left, by a signal, to the first process once another has ended: it has saved, and closes its logs."""
 POLL = 0.05
 LAUNCHER = "DIFFRL_LAUNCHER"
 """The variable in which each process finds the process id of what has started it."""
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
+_meetings = itertools.count()
 UNLESS_IGNORED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name))
 """Signals that stop the processes. A shell's background job, which ignores SIGINT, is stopped by it, as one process is;
 what `nohup` ignores stays ignored."""
@@ -109,7 +114,7 @@ def _heard() -> Iterator[list[signal.Signals]]:
 def _wait(started: Sequence[subprocess.Popen[bytes]], signals: Sequence[signal.Signals]) -> int:
     """Wait until all have ended. Hand signals on, and end those that are left once one has ended by itself in vain.
 
-    Also once one has ended by a signal that they were handed: what is to be saved is saved before the first one ends.
+    Also once one has ended by a signal that they were handed: what is to be saved is saved before any ends.
 
     Gives the exit code of the first that ended by itself, of which the others' are consequences; 0: none did.
     """
@@ -130,7 +135,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], signals: Sequence[signal.S
             ending = True
             for process in started:
                 process.terminate()
-        if time.monotonic() - alone > GRACE:
+        if time.monotonic() - alone > (CLOSING if told and not first and ended[0] is None else GRACE):
             for process in started:
                 process.kill()
         time.sleep(POLL)
@@ -166,8 +171,12 @@ def meet(stopped: Callable[[], bool]) -> None:
         return
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    here, verdict = "diffrl/here", "diffrl/verdict"
+    if os.getppid() != int(os.environ[LAUNCHER]):  # it is gone, and with it where processes find each other
+        raise Stopped
+    port, patience = int(os.environ["MASTER_PORT"]), timedelta(seconds=GRACE)
+    store = TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=patience)
+    number = next(_meetings)
+    here, verdict = f"diffrl/here/{number}", f"diffrl/verdict/{number}"
     if store.add(here, 1) == int(os.environ["WORLD_SIZE"]):
         store.compare_set(verdict, "", "all")
     while not store.check([verdict]):

@@ -139,7 +139,10 @@ class OtherModel(UserError):
 def _difference(kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
     """A clause on saved parameters whose names or shapes are not a network's own; kind: its class."""
     gone, new = (
-        {name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0] for name in one.keys() - other}
+        {
+            name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0] or name
+            for name in one.keys() - other
+        }
         for one, other in ((saved, own), (own, saved))
     )
     if gone:

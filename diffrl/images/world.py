@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffrl.images.launch import meet
 from diffrl.images.model import Tuned
 from diffrl.support.errors import UserError, first_line, out_of_memory
-from diffrl.support.stopping import check, stop_signals
+from diffrl.support.stopping import Stopped, stop_signals
 
 
 class World:
@@ -32,10 +32,12 @@ class World:
                 from accelerate import Accelerator
             except ImportError as error:
                 raise UserError("Several processes need accelerate: pip install 'diffrl[images]'.") from error
-            with stop_signals() as stopped, _together():
-                meet(stopped)
+            with stop_signals() as stopped:
+                with _together():
+                    meet(stopped)
                 self._accelerator = Accelerator(cpu=self.device.type == "cpu")
-            check()
+                if stopped():
+                    raise Stopped
             self.device = self._accelerator.device
 
     @property

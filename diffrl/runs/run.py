@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import safetensors.torch
 import torch
 
-from agents import AGENTS, Absent
+from agents import AGENTS, Absent, UnknownAgentError
 from diffrl.data.env_spec import LONGEST, NO_LIMIT
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
@@ -335,10 +335,8 @@ def _configured(path: Path, package: str, absent: bool) -> TrainConfig:
     """The configuration of a run, see `Run.read`. package: what brought its agent; "" for one of diffrl's own."""
     try:
         return configuration.load(path / "config.yaml", of_run=True, absent=absent)
-    except UserError as error:
-        if not package:
-            raise
-        raise UserError(f"{error} The run was made with {package}.") from error
+    except UnknownAgentError as error:
+        raise UnknownAgentError(f"{error} The run was made with {package}." if package else str(error)) from error
 
 
 def lowering_memory(config: TrainConfig, run: Path | None) -> AbstractContextManager[None]:

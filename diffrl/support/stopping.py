@@ -6,6 +6,7 @@ is one block of the first kind; a training loop is one of the second kind, with 
 """
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -47,6 +48,8 @@ class _Later:
     since: float
     timer: threading.Timer | None = None
     sent: bool = False
+    off: bool = False
+    """Whether it is called off: the signal, where it is sent already, is nothing."""
 
 
 _blocks: list[_Block] = []  # the innermost last; signals belong to the process, and reach its main thread
@@ -59,7 +62,7 @@ TWICE = 0.1
 
 The first one is acted on when they are over, so that the second one meets nothing.
 """
-IMPORT = 10.0
+IMPORT = 3.0
 """Seconds in which a stop waits for an import to end. One that is cut leaves half a module, which packages that import
 their parts at first use take for a missing one, or go round in until Python's stack is full."""
 
@@ -69,6 +72,8 @@ def _note(number: int, frame: FrameType | None) -> None:
     if _noting:
         return
     ours = _later is not None and _later.sent
+    if _later is not None and _later.off:
+        return
     if not ours:
         _noting = True
         try:
@@ -84,13 +89,18 @@ def _note(number: int, frame: FrameType | None) -> None:
     if _blocks and _blocks[-1].at_once:
         since = time.monotonic() if _later is None else _later.since
         if time.monotonic() - since < IMPORT and _importing(frame):
-            _again(since)
+            _again(since, TWICE)
             return
-        _later = None
-        _at_usual()
-        raise Stopped
+        raise _stopped()
     _later = None
     _at_usual()
+
+
+def _stopped() -> Stopped:
+    """The stop that is raised now: it comes no second time, and a further signal has its usual effect."""
+    _call_off()
+    _at_usual()
+    return Stopped()
 
 
 def _at_usual() -> None:
@@ -111,8 +121,8 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _again(since: float) -> None:
-    """Have the signal of that time come once more, in a moment.
+def _again(since: float, seconds: float) -> None:
+    """Have the signal of that time come once more, in so many seconds.
 
     For one that has met a finaliser, out of which nothing is raised: Python prints that, and goes on; or an import.
     """
@@ -130,18 +140,20 @@ def _again(since: float) -> None:
         else:
             signal.raise_signal(signal.SIGINT)
 
-    later.timer = threading.Timer(TWICE / 10, send)
+    later.timer = threading.Timer(seconds, send)
     later.timer.daemon = True
     _later = later
     later.timer.start()
 
 
 def _call_off() -> None:
-    """Let no signal come any more that `_again` would send."""
+    """Let no signal come any more that `_again` would send, or has just sent."""
     global _later
     if _later is not None and _later.timer is not None:
+        _later.off = True
         _later.timer.cancel()
-        _later.timer.join()  # what it has sent by now is heard before handlers are set
+        _later.timer.join()
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.SIG_DFL)  # hears what has come
     _later = None
 
 
@@ -162,7 +174,7 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
 
     def hook(given: Any) -> None:
         if given.exc_type is Stopped:
-            _again(time.monotonic())
+            _again(time.monotonic(), TWICE / 10)
         else:
             unraisable(given)
 
@@ -177,6 +189,8 @@ def stop_signals(at_once: bool = False, deadly: bool = False) -> Iterator[Callab
         for number in previous:
             signal.signal(number, _note)
         yield lambda: block.received
+        if outermost and at_once and _later is not None:  # which an import has put off until now
+            raise _stopped()
     finally:
         _blocks.remove(block)
         block.owner = None  # a frame has what it was called with
@@ -196,7 +210,7 @@ def ended_by_stop(stopped: Callable[[], bool], error: type[Exception]) -> Iterat
         yield
     except error:
         if stopped():
-            raise Stopped from None
+            raise _stopped() from None
         raise
 
 
@@ -227,7 +241,7 @@ def check() -> None:
     """
     block = _block()
     if block is not None and block.at_once and block.received:
-        raise Stopped
+        raise _stopped()
 
 
 def noted() -> Callable[[], bool]:
@@ -242,7 +256,10 @@ def noted() -> Callable[[], bool]:
 def _caller() -> FrameType | None:
     """The frame of the `with` whose block of `stop_signals` begins."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename == contextlib.__file__:
+    # Past contextlib, and past generators that are context managers: theirs is no frame that calls others.
+    while frame.f_back is not None and (
+        frame.f_code.co_filename == contextlib.__file__ or frame.f_code.co_flags & inspect.CO_GENERATOR
+    ):
         frame = frame.f_back
     return frame
 

@@ -13,7 +13,7 @@ import pytest
 from diffrl.images.models.loading import images_extra
 from diffrl.support import stopping
 from diffrl.support.errors import UserError
-from diffrl.support.stopping import Stopped, stop_signals
+from diffrl.support.stopping import Stopped, check, stop_signals
 
 
 class Stops:
@@ -50,12 +50,15 @@ def test_a_stop_in_a_finaliser_takes_nothing_of_the_users(monkeypatch: pytest.Mo
     def own(given: Any) -> None:
         pass
 
+    def work() -> None:
+        thing = Stops()
+        del thing
+        sys.unraisablehook = own
+
     try:
         signal.alarm(2)
-        with stop_signals(at_once=True):
-            thing = Stops()
-            del thing
-            sys.unraisablehook = own
+        with pytest.raises(Stopped), stop_signals(at_once=True):
+            work()
         deadline = time.monotonic() + 20
         while not rung and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -106,6 +109,36 @@ def test_a_second_stop_in_an_import_has_its_usual_effect(tmp_path: Path, monkeyp
         importlib.import_module("imported_twice")
     assert raised.type is KeyboardInterrupt
     assert "imported_twice" not in sys.modules
+
+
+@pytest.mark.parametrize("how", ["check", "ends"])
+def test_a_stop_that_waits_for_an_import_is_raised_once(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `check` raises it before, or the block ends; what is done about it is not stopped in turn."""
+    source = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nimport time; time.sleep(0.2)"
+    (tmp_path / f"imported_{how}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    told: list[str] = []
+
+    def work() -> None:
+        try:
+            importlib.import_module(f"imported_{how}")
+            check()
+        except Stopped:
+            time.sleep(0.3)
+            told.append("saved")
+            raise
+
+    if how == "check":
+        with pytest.raises(Stopped), stop_signals(at_once=True):
+            work()
+        assert told == ["saved"]
+    else:
+        with pytest.raises(Stopped), stop_signals(at_once=True) as stopped:
+            importlib.import_module(f"imported_{how}")
+        assert stopped()
+    time.sleep(0.3)  # nothing is on its way
 
 
 def test_a_stop_waits_for_no_import_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

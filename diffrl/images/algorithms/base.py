@@ -263,7 +263,7 @@ class Finetuner:
         """
         setup, state, algorithm = self.setup, self.state, self.algorithm
         metrics = algorithm.collect(state.round)
-        updates, called = state.updates, True
+        updates, asked, called = state.updates, False, False
         each: dict[str, list[float]] = defaultdict(list)
         for turn in range(setup.config.passes):
             order = torch.randperm(algorithm.units, generator=setup.generator(ORDER, state.round, turn))
@@ -271,14 +271,14 @@ class Finetuner:
                 if not algorithm.has_signal(chosen):
                     continue
                 made = self._update(chosen.sort().values, turn)
-                called = made is not None
+                asked, called = True, called or made is not None
                 for name, value in (made or {}).items():
                     each[name].append(value)
         algorithm.finish(state.round)
         state.round += 1
         state.queries += algorithm.queries
         metrics |= {name: sum(values) / len(values) for name, values in each.items()}
-        if state.updates == updates and not called:
+        if asked and not called:
             if not self._told:
                 state.say(f"[yellow]{not_called(state.round)}[/]")
             self._told = True
@@ -294,6 +294,8 @@ class Finetuner:
         setup, config, state = self.setup, self.setup.config, self.state
         self._warm_up()
         self.optimiser.zero_grad(set_to_none=True)
+        # A process whose share has no loss unscales what others have: the scale is made at first use.
+        self.scaler.scale(torch.zeros((), device=setup.model.device))
         size, rank = setup.world.size, setup.world.rank
         own = chosen[chosen % size == rank]
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=setup.model.device))

@@ -61,7 +61,7 @@ def is_schnell(transformer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> 
 
     FLUX.1-dev's grid is shifted, also where its guidance was distilled out again.
     """
-    return transformer.get("guidance_embeds") is False and scheduler.get("use_dynamic_shifting") is False
+    return transformer.get("guidance_embeds") is False and not scheduler.get("use_dynamic_shifting")
 
 
 def _file(model: str, name: str) -> dict[str, Any]:
