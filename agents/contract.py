@@ -6,6 +6,7 @@ training are compared with what the agent had before.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ def _check_planning(agent: Agent) -> None:
             f"{name} is a Planner, and policy_kind of {config} is {agent.config.policy_kind!r}; expected "
             "policy_kind = 'planner'"
         )
-    every = agent.replan_every
-    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+    every: Any = agent.replan_every
+    if every is not None and (isinstance(every, bool) or not isinstance(every, Integral) or every < 1):
         raise UserError(f"{name}.replan_every is {shown(every)}; expected a whole number of steps from 1, or None")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, shown
+from diffrl.support.files import typed
 from diffrl.support.folder import read_json
 from diffrl.support.schema import check, refusal
 
@@ -84,7 +85,7 @@ class Request:
         if others := _others(folder, asked):
             raise UserError(
                 f"{self.out} exists; what wrote it is finished, by a model of other settings ({'; '.join(others)}): "
-                f"choose another --out for these, or remove {folder} and use --force to replace it."
+                f"choose another --out for these, or remove {typed(folder)} and use --force to replace it."
             )
         raise finished(self.out)
 
@@ -105,7 +106,7 @@ def _others(folder: Path, asked: Mapping[str, Any]) -> list[str]:
     return [
         f"{name.replace('_', '-')} {shown(there[name])}, not {shown(value)}"
         for name, value in wanted.items()
-        if name in there and there[name] != value
+        if name in there and there[name] != value and None not in (there[name], value)  # None: whatever it comes to
     ][:2]
 
 

@@ -247,7 +247,7 @@ def first_command() -> str:
 
     command = "diffrl train diffusion_ql/maze2d-umaze-v1-small"
     homes = (Path.home(), Path(tempfile.gettempdir()))
-    other = next((home for home in homes if not refusal(home)), Path("FOLDER")) / "diffrl"
+    other = next((home / "diffrl" for home in homes if not refusal(home / "diffrl")), Path("FOLDER"))
     if refusal(Path("runs").absolute()):
         free = next(run for number in itertools.count(1) if not (run := other / f"run{number}").exists())
         command = f"{command} --out {typed(free)}"

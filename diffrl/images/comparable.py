@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffrl.images import served
 from diffrl.images.config import FinetuneConfig
 from diffrl.images.config.base import CONFIG, NOTHING
 from diffrl.images.run import EVALUATIONS, MODEL, FinetuneRun, trained_further
@@ -22,7 +23,7 @@ def accept(path: Path) -> None:
 
     Raises UserError, and takes nothing, for one that cannot be read, for one of another algorithm or of other adapters
     or layers than the run's checkpoints, and for one by which evaluations of the run would measure something else than
-    those that it has.
+    those that it has. What the run's scorers said that they serve is forgotten: see `images.served`.
     """
     if (path / CONFIG).is_file():
         run = FinetuneRun(path, load(path / CONFIG))
@@ -31,6 +32,7 @@ def accept(path: Path) -> None:
         if (path / EVALUATIONS).is_file():
             require(run)
     folder.accept(path)
+    served.forget(path)
 
 
 def _require_its_checkpoints(run: FinetuneRun) -> None:

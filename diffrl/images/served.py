@@ -1,6 +1,7 @@
 """What the scorers of a run say that they serve, kept with the run: one that goes on is scored by the same reward."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from diffrl.images.rewards.base import Reward, parts_of
@@ -33,6 +34,13 @@ def note(run: FinetuneRun, asked: Iterable[Reward | None]) -> None:
     now = before | {scorer.name: scorer.serves for scorer in _scorers(asked) if scorer.serves is not None}
     if about and now != before:
         folder.write_json(run.path / folder.ABOUT, {**about, SERVED: now})
+
+
+def forget(path: Path) -> None:
+    """Have the run in a folder take whatever its scorers serve by now."""
+    about = folder.read_json(path / folder.ABOUT)
+    if isinstance(about, dict) and about.pop(SERVED, None) is not None:
+        folder.write_json(path / folder.ABOUT, about)
 
 
 def _scorers(asked: Iterable[Reward | None]) -> Iterator[Remote]:

@@ -156,17 +156,16 @@ def _scaled(settings: OnlineConfig, dataset: OfflineDataset, config: TrainConfig
 
 
 def _with_samples(settings: OnlineConfig, config: TrainConfig) -> OnlineConfig:
-    """The settings with a number of synthetic rows: where none is given, as many as training draws of one fit's.
+    """The settings with a number of synthetic rows: where none is given, as many as training draws between two fits.
 
-    That is until the next fit or the end of the run, and at most the paper's 1,000,000. A run that goes on keeps it.
+    At most the paper's 1,000,000. It is the same however long the run is, which may be made longer.
     """
     if settings.synthetic_samples is not None:
         return settings
     samples = RefitConfig.samples
     if settings.synthetic_share:
-        first = settings.refit_every if settings.first_fit is None else settings.first_fit
-        steps = max(min(settings.refit_every, config.steps - max(first, settings.warm_up)), 1)
-        drawn = steps * settings.updates_per_step * math.ceil(settings.synthetic_share * config.agent.batch_size)
+        updates = settings.refit_every * settings.updates_per_step
+        drawn = updates * math.ceil(settings.synthetic_share * config.agent.batch_size)
         samples = min(drawn, samples)
     return dataclasses.replace(settings, synthetic_samples=samples)
 

@@ -140,3 +140,6 @@ def test_a_run_is_scored_by_one_scorer(quick: Path, capsys: pytest.CaptureFixtur
     assert json.loads(Path("run/run.json").read_text())["served"] == {f"remote:{url}": "jpeg"}
     assert main(["resume", "run"]) == 0, "there is nothing to do, and its notes stay"
     assert json.loads(Path("run/run.json").read_text())["served"] == {f"remote:{url}": "jpeg"}
+    with running(serve.server(parse("png"), port=port, serves="png")):
+        assert main(["resume", "run", "--steps", "64", "--accept-changes"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["served"] == {f"remote:{url}": "png"}

@@ -1,8 +1,11 @@
 """Rewards that cannot tell what they are asked for are refused, in one line, before anything is loaded."""
 
 import dataclasses
+import random
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from diffrl.images.job import resume
 from diffrl.images.lists import line_of, read_prompts
 from diffrl.images.models import latents, model_of, pipelines
 from diffrl.images.rewards import parse
+from diffrl.images.rewards.base import GradientError
 from diffrl.images.run import FinetuneRun
 from diffrl.images.samples import plain
 from diffrl.support.errors import UserError
@@ -275,11 +279,27 @@ def test_a_gradient_that_is_none_is_told_before_the_run_has_a_folder(
 def test_a_reward_that_cannot_take_noise_is_left_to_the_run(quick: Path) -> None:
     """Only whether there is a gradient is asked before; and the run's own random numbers are as they were."""
     Path("rw.py").write_text(
-        "import torch\nasked = []\n\ndef glow(images, prompts, metadata):\n    torch.rand(3)\n    asked.append(1)\n"
+        "import random\n\nimport numpy as np\nimport torch\nasked = []\n\n"
+        "def glow(images, prompts, metadata):\n    torch.rand(3), random.random(), np.random.rand()\n"
+        "    asked.append(1)\n"
         "    if len(asked) == 1:\n        raise ValueError('no picture')\n    return images.mean((1, 2, 3))\n\n"
         "glow.differentiable = True\n"
     )
-    state = torch.get_rng_state()
+    state, others = torch.get_rng_state(), (random.getstate(), np.random.get_state()[1])  # noqa: NPY002
     config = DRaFTConfig(model="tiny-digits", reward="python:rw.py#glow")
     suited.refuse_without_gradient(parse("python:rw.py#glow"), config, model_of(config, "cpu", True), plain(["7"]))
     assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == others[0]
+    assert np.array_equal(np.random.get_state()[1], others[1])  # noqa: NPY002
+
+
+def test_a_reward_that_finds_nothing_in_noise_is_left_to_the_run(quick: Path) -> None:
+    """It says the same of all of it, without a gradient; on its own images it may have one."""
+    body = "def glow(images, prompts, metadata):\n    return {} * images.mean((1, 2, 3)).detach()\n\n"
+    body += "glow.differentiable = True\n"
+    config = DRaFTConfig(model="tiny-digits", reward="python:rw0.py#glow")
+    model = model_of(config, "cpu", True)
+    for weight in (0, 1):
+        Path(f"rw{weight}.py").write_text(body.format(weight))
+        with nullcontext() if weight == 0 else pytest.raises(GradientError):
+            suited.refuse_without_gradient(parse(f"python:rw{weight}.py#glow"), config, model, plain(["7", "8"]))

@@ -72,7 +72,7 @@ IMPORTED = """
 import os, signal, time
 whole = False
 os.kill(os.getpid(), signal.{signal})
-end = time.monotonic() + 0.6
+end = time.monotonic() + 0.8
 while time.monotonic() < end:
     {within}
 whole = True
@@ -102,7 +102,7 @@ def test_a_stop_in_an_import_is_raised_after_it(name: str, tmp_path: Path, monke
 
 
 def test_a_second_stop_in_an_import_has_its_usual_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = IMPORTED.format(signal="SIGINT", within="time.sleep(0.2); os.kill(os.getpid(), signal.SIGINT)")
+    source = IMPORTED.format(signal="SIGINT", within="time.sleep(0.13); os.kill(os.getpid(), signal.SIGINT)")
     (tmp_path / "imported_twice.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt) as raised, stop_signals(at_once=True):

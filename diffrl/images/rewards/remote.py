@@ -156,6 +156,7 @@ class Remote:
         if self.serves not in (None, now):
             raise RewardError(
                 f"{self._called} serves {now} by now, and served {self.serves} before: what one of them scores cannot "
-                "be compared with the other's. Start the scorer of before there again."
+                "be compared with the other's. Start the scorer of before there again, or have the run take this one: "
+                "`diffrl resume RUN --accept-changes`."
             )
         self.serves = now

@@ -7,6 +7,7 @@ machine), and with `--token`, or $DIFFRL_SCORER_TOKEN, everybody who does not se
 
 import argparse
 import contextlib
+import hashlib
 import hmac
 import io
 import ipaddress
@@ -25,7 +26,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from diffrl.images.rewards.arguments import path_in
+from diffrl.images.rewards.arguments import SERVED
 from diffrl.images.rewards.base import Reward, asks_a_person, grouped
 from diffrl.images.rewards.entry import GRAMMAR, TERM
 from diffrl.images.rewards.posting import check_secret
@@ -35,6 +36,8 @@ from diffrl.images.rewards.remote import TOKEN
 from diffrl.support.errors import UserError, first_line
 from diffrl.support.files import sha256
 
+ENDS = 2**20
+"""Bytes at each end of a file that a folder's digest looks at."""
 LINGER = 2.0
 """Seconds for the rest of a request that has been refused."""
 _TURNS: weakref.WeakValueDictionary[int, threading.Lock] = weakref.WeakValueDictionary()
@@ -251,24 +254,43 @@ def server(
 
 
 def named(spec: str) -> str:
-    """What answers say that a reward is: its text, with the last parts of paths, and the digests of its files.
+    """What answers say that a reward is: its text, with the last parts of paths, and digests of what is there.
 
-    Where the files lie is nobody else's business, and they may lie elsewhere the next time.
+    Where files lie, and at which address another server is asked, is nobody else's business, and may change.
     """
     terms, digests = [], []
     for term in spec.split(" + "):
         match = TERM.fullmatch(term)
-        argument = "" if match is None else match["argument"] or ""
-        span = None if match is None else path_in(match["name"], argument)
-        if match is None or span is None:
+        if match is None or not match["argument"]:
             terms.append(term.strip())
             continue
-        path = Path(argument[span[0] : span[1]]).expanduser().absolute()
-        before = match.start("argument")
-        terms.append(f"{term[: before + span[0]]}{path.name}{term[before + span[1] :]}".strip())
-        if path.is_file():
-            digests.append(f"{path.name} sha256:{sha256(path)[:16]}")
+        parts = match["argument"].split("#")
+        if match["name"] in SERVED:
+            parts[0] = ""
+        for i, part in enumerate(parts):
+            path = Path(part).expanduser()
+            if part and path.exists():
+                parts[i] = path.absolute().name
+                digests.append(f"{parts[i]} sha256:{_digest(path)[:16]}")
+            elif path.is_absolute():
+                parts[i] = path.name
+        terms.append(f"{term[: match.start('argument')]}{'#'.join(parts)}".strip())
     return " + ".join(terms) + (f" ({', '.join(digests)})" if digests else "")
+
+
+def _digest(path: Path) -> str:
+    """A digest of a file; of a folder, of its files' names and sizes, and of the `ENDS` of what they hold."""
+    if path.is_file():
+        return sha256(path)
+    found = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()):
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(path).as_posix()} {size} ".encode())
+        with file.open("rb") as opened:
+            found.update(opened.read(ENDS))
+            opened.seek(max(size - ENDS, 0))
+            found.update(opened.read(ENDS))
+    return found.hexdigest()
 
 
 def _servable() -> str:

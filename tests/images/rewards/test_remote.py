@@ -527,4 +527,20 @@ def test_what_is_served_is_told_by_the_content_of_its_files(tmp_path: Path) -> N
     other.write_text(f"{other.read_text()}\n")
     assert serve.named(f"jpeg:90 + 0.5*python:{other}#warmth") != text
     assert serve.named("clip:openai/clip-vit-large-patch14") == "clip:openai/clip-vit-large-patch14"
-    assert serve.named(f"clip:{tmp_path}") == f"clip:{tmp_path.name}"
+
+
+def test_what_is_served_tells_folders_apart_and_no_places(tmp_path: Path) -> None:
+    """By what they hold, not by where they lie; nothing of an address that is asked is told, nor of a path."""
+    for name, held in (("a", b"1" * 100), ("b", b"2" * 100), ("c", b"1" * 100)):
+        (tmp_path / name / "m").mkdir(parents=True)
+        (tmp_path / name / "m/model.safetensors").write_bytes(held)
+        (tmp_path / name / "head").write_bytes(held)
+    a, b, c = (serve.named(f"0.5*clip:{tmp_path / name / 'm'}") for name in "abc")
+    assert a.startswith("0.5*clip:m (m sha256:")
+    assert a == c != b
+    a, b, c = (serve.named(f"aesthetic:{tmp_path / 'a/m'}#{tmp_path / name / 'head'}") for name in "abc")
+    assert a.startswith("aesthetic:m#head (m sha256:")
+    assert a == c != b
+    for url in ("http://10.0.0.3:8000/v1", "http://judge.example/v1?api_key=SECRET"):
+        assert serve.named(f"vlm:{url}#Qwen/Qwen3-VL") == "vlm:#Qwen/Qwen3-VL"
+        assert serve.named(f"vlm:{url}#/data/models/q") == "vlm:#q"
