@@ -81,8 +81,11 @@ def _note(number: int, frame: FrameType | None) -> None:
         finally:
             _noting = False
         if _later is not None:  # a second signal while the first one waits
+            since = _later.since
+            _call_off()
             _at_usual()
             signal.raise_signal(number)
+            _again(since, TWICE)  # where it is usually ignored
             return
     for block in _blocks:
         block.received = True

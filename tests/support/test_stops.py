@@ -101,14 +101,29 @@ def test_a_stop_in_an_import_is_raised_after_it(name: str, tmp_path: Path, monke
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_second_stop_in_an_import_has_its_usual_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("usual", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_second_stop_in_an_import_has_its_usual_effect(
+    usual: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is none, as in a job that a script has sent to the background, the first one is raised in its turn."""
     source = IMPORTED.format(signal="SIGINT", within="time.sleep(0.13); os.kill(os.getpid(), signal.SIGINT)")
-    (tmp_path / "imported_twice.py").write_text(source)
+    name = f"imported_twice_{int(usual is signal.SIG_IGN)}"
+    (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(KeyboardInterrupt) as raised, stop_signals(at_once=True):
-        importlib.import_module("imported_twice")
-    assert raised.type is KeyboardInterrupt
-    assert "imported_twice" not in sys.modules
+    before = signal.signal(signal.SIGINT, usual)
+
+    def work() -> None:
+        importlib.import_module(name)
+        time.sleep(20)
+
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised, stop_signals(at_once=True):
+            work()
+        assert signal.getsignal(signal.SIGINT) is usual
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert raised.type is (Stopped if usual is signal.SIG_IGN else KeyboardInterrupt)
+    assert (name in sys.modules) == (usual is signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("how", ["check", "ends"])
