@@ -208,7 +208,7 @@ class OnlineConfig:
     first_fit: Natural | None = None
     """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
     synthetic_samples: Rows | None = None
-    """Synthetic transitions of a fit, for each seed; by default those drawn between two, at most 1,000,000."""
+    """Synthetic transitions of a fit, for each seed; by default what is drawn till the next, at most 1,000,000."""
     synthetic_steps: Count = SynthERConfig.steps
     """Training steps of each SynthER model."""
     synthetic_width: Width = SynthERConfig.width
