@@ -124,7 +124,8 @@ class Script:
 
 # --- Long runs ------------------------------------------------------------------------------------------------------
 
-SESSIONS = "sessions.json"
+SESSIONS = ".sessions.json"
+"""In a run's folder, and hidden: `diffrl train` takes no folder that holds other files than a run's."""
 
 
 @dataclass(frozen=True)

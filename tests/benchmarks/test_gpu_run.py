@@ -16,6 +16,8 @@ import parts
 import pytest
 import stages
 
+from diffrl.support.folder import refuse
+
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "benchmarks" / "gpu" / "run.sh"
 
@@ -155,6 +157,14 @@ def test_the_pace_leaves_out_what_comes_before_a_sessions_first_checkpoint() -> 
     ]
     assert kinds.pace([{"seen": pairs} for pairs in seen]) == 20.0
     assert kinds.pace([{"seen": pairs} for pairs in seen[2:]]) is None
+
+
+def test_a_long_run_begins_in_a_folder_that_its_command_takes(tmp_path: Path) -> None:
+    entry = next(s for s in stages.STAGES if isinstance(s.kind, kinds.LongRun))
+    place = kinds.Place(entry.name, entry.digest(), tmp_path)
+    entry.kind.begin(place)
+    assert [path.name for path in place.run.iterdir()] == [kinds.SESSIONS]
+    refuse(place.run, ())
 
 
 # --- Checkpoints ----------------------------------------------------------------------------------------------------
