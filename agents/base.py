@@ -230,7 +230,7 @@ class Agent(ABC):
     @property
     def policy(self) -> GenerativePolicy:
         """The agent's generative model of actions. Raises UserError where it has none."""
-        policy = self.networks[self.generative]
+        policy = self.networks.get(self.generative)
         if not isinstance(policy, GenerativePolicy):
             raise UserError(
                 f"The agent {self.config.name} has no generative model of actions to diagnose; those that have one are "
@@ -265,6 +265,28 @@ class Agent(ABC):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Copy a `state_dict` into this agent's tensors. Raises ValueError where names or shapes differ."""
         copy_state_(self.state_dict(), state)
+
+
+SLACK = 0.1
+"""How far beyond -1 and 1 an action may lie: a solver's last step ends near 0, and not at it."""
+
+
+def refuse_actions(agent: Agent, actions: Tensor, observations: Tensor, gave: str = "act") -> None:
+    """Raise UserError, naming the agent's class, where these are no actions (S, B, A) in [-1, 1], of finite ones.
+
+    observations: (S, B, O) what they are for. gave: the method that they are from. Agents of other packages make them.
+    """
+    what = f"{type(agent).__name__}.{gave} gave"
+    expected = (*observations.shape[:2], agent.action_size)
+    if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
+        found = f"of shape {tuple(actions.shape)}" if isinstance(actions, Tensor) else f"as {type(actions).__name__}"
+        raise UserError(f"{what} actions {found}; expected a tensor {expected}: seeds, observations, action size.")
+    largest = actions.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    if largest > 1 + SLACK:
+        raise UserError(
+            f"{what} an action of {float(largest):.3g} (its absolute value); expected actions in [-1, 1], which are "
+            "scaled to the environment's bounds."
+        )
 
 
 def seed_slice(state: dict[str, Tensor], index: int) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""What an agent of another package must keep to: its methods' arguments, how it plans, and what checkpoints hold.
+"""What an agent of another package must keep to: its methods' arguments, how it plans and acts, what checkpoints hold.
 
-That steps are counted, and that checkpoints hold all that is trained, is seen, not guessed: the first steps of a
-training are compared with what the agent had before.
+That steps are counted, that checkpoints hold all that is trained, and that it acts by actions, is seen, not guessed:
+the first steps of a training are compared with what the agent had before, and then it is asked to act.
 """
 
 import inspect
@@ -12,21 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.base import Agent, Metrics
-from agents.planning import Planner
+from agents.base import Agent, Metrics, refuse_actions
+from agents.planning import Follower, Planner
 from diffrl.support.errors import UserError, joined, shown
 
 CALLS = {"update": "(batch, generator, phase)", "act": "(observations, generator)"}
 """The methods that are called from outside, and with what."""
 DEPTH = 6
 """How deep in attributes and containers a tensor is looked for."""
+STEPS = 100
+"""How long a plan is followed at most, to see that it can be."""
 
 
 def check(agent: Agent) -> None:
     """Raise UserError where `update` or `act` takes something else than it is given.
 
-    And where a `Planner` is none by its configuration, or keeps its plans for no number of steps.
+    And where it is not made as an `Agent` is, and where a `Planner` is none by its configuration, or keeps its plans
+    for no number of steps.
     """
+    if missing := sorted({"config", "networks", "optimisers", "step"} - vars(agent).keys()):
+        raise UserError(
+            f"{type(agent).__name__} has no {joined(missing)}: its __init__ is to begin with super().__init__(config, "
+            "observation_size, action_size, seeds, device)"
+        )
     for method, words in CALLS.items():
         try:
             signature = inspect.signature(getattr(agent, method))
@@ -55,10 +63,34 @@ def _check_planning(agent: Agent) -> None:
         raise UserError(f"{name}.replan_every is {shown(every)}; expected a whole number of steps from 1, or None")
 
 
+@torch.no_grad()
+def try_acting(agent: Agent) -> None:
+    """Ask the agent to act, twice in a row at observations of 0. Raises UserError where that gives no actions.
+
+    A planner is to follow its plan up to its last step. Whatever else it raises passes. Nobody's random numbers are
+    drawn: it has a generator of its own, and torch's are put back.
+    """
+    observations = torch.zeros(agent.n_seeds, 2, agent.observation_size, device=agent.device)
+    generator = torch.Generator(agent.device).manual_seed(0)
+    own = vars(agent)
+    compiled = {name: own.pop(name) for name in agent.acting if name in own}  # of other shapes: not anew for these
+    try:
+        with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
+            if not isinstance(agent, Planner):
+                refuse_actions(agent, agent.act(observations, generator), observations)
+                return
+            follower = Follower(agent, generator)
+            for _ in range(min(agent.replan_every or 1, STEPS)):
+                refuse_actions(agent, follower(observations), observations, "follow")
+    finally:
+        own.update(compiled)
+
+
 def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:
     """Compare the agent before and after its first `period` updates; then its `update` is its own again.
 
-    The first one has to count one step. Where it does not, it raises what `refuse` makes of a sentence that says so.
+    The first one has to count one step. Where it does not, it raises what `refuse` makes of a sentence that says so;
+    and so does the last of them where the agent then does not act, see `try_acting`.
 
     A tensor that they changed in place, and that is not in `state_dict`, would be as it was made in every checkpoint,
     and so in each policy that is loaded and each run that goes on. The update that ends the period then raises what
@@ -89,6 +121,10 @@ def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:
                     "`networks` and each diffrl.nets.Adam into `optimisers`, by a name, or give what else it has in "
                     "`state_dict`"
                 )
+            try:
+                try_acting(agent)
+            except UserError as error:
+                raise refuse(str(error)) from error
         return metrics
 
     agent.update = update  # type: ignore[method-assign]

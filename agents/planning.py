@@ -109,7 +109,7 @@ class Follower:
         new one is due.
         """
         if self._plans is None or self._t is None:
-            self._plans = plans_of(self._planner, observations, self._generator)
+            self._plans = plans_of(self._planner, observations, self._generator).clone()  # rows of it are replaced
             self._t = torch.zeros(observations.shape[:2], dtype=torch.int64, device=observations.device)
         elif self._t.shape != observations.shape[:2]:
             raise ValueError(

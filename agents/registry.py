@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from agents.base_config import AgentConfig, PolicyKind
 from agents.config import AGENTS
 from diffrl.support import plugins
-from diffrl.support.errors import UserError, closest, nearest
+from diffrl.support.errors import UserError, closest, nearest, shown
 from diffrl.support.plugins import Plugin
 
 
@@ -68,7 +68,14 @@ def _checked(plugin: Plugin) -> type[AgentConfig]:
     config = plugin.schema(AgentConfig, "agents.AgentConfig", "`implementation`, which gives the agent's class")
     if getattr(config, "name", None) != plugin.name:
         raise plugin.broken(f"the class is called {getattr(config, 'name', None)!r}; expected name = {plugin.name!r}")
+    if config.policy_kind not in (kinds := get_args(PolicyKind)):
+        raise plugin.broken(f"policy_kind is {shown(config.policy_kind)}; expected one of {', '.join(kinds)}")
     return config
+
+
+def is_agent(name: str) -> bool:
+    """Whether an agent is called `name`: one of ours, or one that a package brings, whether it can be used or not."""
+    return name in AGENTS or any(plugin.name == name for plugin in plugins.found("diffrl.agents"))
 
 
 def try_out(plugin: Plugin) -> None:

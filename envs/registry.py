@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -195,7 +196,21 @@ def family(plugin: Plugin) -> DataFamily:
     for benchmark in found.benchmarks:
         if not benchmark.id.startswith(f"{plugin.name}-"):
             raise plugin.broken(f"its id {benchmark.id!r} does not begin with {plugin.name + '-'!r}")
+        if why := _refused(benchmark.ref_min, benchmark.ref_max):
+            raise plugin.broken(f"of {benchmark.id!r} {why}")
+    every = [benchmark.id for benchmark in found.benchmarks]
+    if twice := next((one for one in every if every.count(one) > 1), None):
+        raise plugin.broken(f"it has the id {twice!r} twice")
     return found
+
+
+def _refused(low: float | None, high: float | None) -> str:
+    """Why scores cannot be made of returns by these two references, half a sentence; "" where they can, or need not."""
+    if low is None and high is None:
+        return ""
+    if low is not None and high is not None and -math.inf < low < high < math.inf:
+        return ""
+    return f"ref_min is {low} and ref_max {high}; expected two finite returns, the second the larger one, or neither"
 
 
 def load_of_package(benchmark_id: str) -> OfflineDataset:

@@ -25,6 +25,7 @@ from diffrl.cli import main
 from diffrl.commands.data import ListData
 from diffrl.data import d4rl
 from diffrl.images.rewards import ask, listing, parse
+from diffrl.runs.config import TrainConfig, configuration, find
 from diffrl.runs.study.policies import Policies
 from diffrl.support import plugins
 from diffrl.support.errors import DataError, UserError
@@ -213,15 +214,15 @@ def test_the_recipes_of_contributing_can_be_copied(site: Path, capsys: pytest.Ca
         ("loss.detach()}", "loss.detach()[None]}", "update gave the metric 'bc_loss' of shape (1, 2); expected"),
         ("loss.detach()}", "float(loss.mean())}", "update gave the metric 'bc_loss' as float; expected a tensor (2,)"),
         ('return {"bc_loss"', '{"bc_loss"', "update gave NoneType; expected metrics by name, each a tensor (2,)"),
-        (".clamp(-1, 1)", "[0]", "act gave actions of shape (2, 1); expected a tensor (1, 2, 1): seeds, observations,"),
-        (".clamp(-1, 1)", ".numpy()", "act gave actions as ndarray; expected a tensor (1, 2, 1)"),
+        (".clamp(-1, 1)", "[0]", "act gave actions of shape (2, 1); expected a tensor (2, 2, 1): seeds, observations,"),
+        (".clamp(-1, 1)", ".numpy()", "act gave actions as ndarray; expected a tensor (2, 2, 1)"),
         (".clamp(-1, 1)", " * 0 - 3", "act gave an action of 3 (its absolute value); expected actions in [-1, 1]"),
     ],
 )
 def test_what_breaks_an_agents_contract_is_named(
     site: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, said: str
 ) -> None:
-    """In one sentence: the agent's class, what it gave, what is expected. Two seeds, each evaluated alone."""
+    """In one sentence, after the first step: the agent's class, what it gave, what is expected. Two seeds."""
     assert was in AGENT
     config = CONFIG.replace("toy_agent", "odd_agent")
     source = AGENT.replace(was, gives).replace("ToyAgent", "OddAgent")
@@ -234,6 +235,50 @@ def test_what_breaks_an_agents_contract_is_named(
     finally:
         sys.modules.pop("odd_agent", None)
     assert f"OddAgent.{said}" in " ".join(capsys.readouterr().err.split())
+    assert not list((site.parent / "run").glob("checkpoints/*[1-9]"))
+
+
+def test_an_agent_that_is_not_made_as_one_is_refused_and_the_rest_of_doctors_page_is_there(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = AGENT.replace("super().__init__(config, observation_size, action_size, seeds, device)", "pass")
+    source = source.replace(source[source.index("        self.actor = ") : source.index("    def update")], "")
+    modules = {"toy_config": CONFIG.replace("toy_agent", "bare_agent"), "bare_agent": source, "toy_world": WORLD}
+    install(site, "toy-package", GROUPS, **modules)
+    said = (
+        "ToyAgent has no config, networks, optimisers and step: its __init__ is to begin with super().__init__(config,"
+    )
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(site.parent / "run")]
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+    assert main(["doctor", "--no-rendering"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown
+    assert "toyfam of toy-package" in shown
+
+
+def test_a_packages_agent_is_trained_from_python_by_its_name(site: Path) -> None:
+    """As `diffrl train --agent toy --dataset toyfam-small` trains it; alone it says what else is expected."""
+    install(site, "toy-package", GROUPS, toy_config=CONFIG, toy_agent=AGENT, toy_world=WORLD)
+    config = configuration("toy", dataset="toyfam-small", agent={"learning_rate": 0.5})
+    assert config == TrainConfig(dataset="toyfam-small", agent=agents.get("toy")(learning_rate=0.5))
+    for ask_for in (configuration, find):
+        with pytest.raises(UserError, match="toy is an agent, and no configuration: "):
+            ask_for("toy")
+
+
+def test_a_packages_agent_without_a_generative_model_is_not_diagnosed(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its networks are called."""
+    source = AGENT.replace('self.networks = {"actor"', 'self.networks = {"net"')
+    modules = {"toy_config": CONFIG.replace("toy_agent", "net_agent"), "net_agent": source, "toy_world": WORLD}
+    install(site, "toy-package", GROUPS, **modules)
+    run = site.parent / "run"
+    words = ["train", "--agent", "toy", "--dataset", "toyfam-small", "--steps", "4", "--out", str(run)]
+    assert main([*words, "--eval-episodes", "1", "--workers", "1", "--eval-workers", "0"]) == 0
+    assert main(["diagnose", str(run)]) == 2
+    assert "The agent toy has no generative model of actions to diagnose" in capsys.readouterr().err
 
 
 def test_listings_name_what_other_packages_bring(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +313,11 @@ def test_listings_name_what_other_packages_bring(site: Path, capsys: pytest.Capt
         (CONFIG.replace("@dataclass(frozen=True)", ""), "Toy", r"not a @dataclass\(frozen=True\)"),
         (CONFIG.replace("implementation", "other"), "Toy", "no method `implementation`"),
         (CONFIG.replace('"toy"', '"boy"'), "Toy", "called 'boy'; expected name = 'toy'"),
+        (
+            CONFIG.replace("    learning", '    policy_kind: ClassVar[str] = "planer"\n    learning'),
+            "Toy",
+            "policy_kind is 'planer'; expected one of deterministic, .*, planner",
+        ),
     ],
 )
 def test_an_agent_that_cannot_be_used_is_refused_with_the_reason(site: Path, source: str, name: str, why: str) -> None:
@@ -398,6 +448,9 @@ def family(site: Path, source: str) -> Any:
     [
         ("FAMILY = []", r"it is \[\]; expected an envs.registry.DataFamily", False),
         (WORLD.replace('"toyfam-large")', '"large")'), "its id 'large' does not begin with 'toyfam-'", False),
+        (WORLD.replace("-2.5, 0.0", "3.0, 3.0"), "ref_min is 3.0 and ref_max 3.0; expected two finite returns", False),
+        (WORLD.replace("-2.5, 0.0", "None, 0.0"), "ref_min is None and ref_max 0.0; expected", False),
+        (WORLD.replace("in NAMES]", "in NAMES + NAMES]"), "it has the id 'toyfam-small' twice", False),
         (WORLD.replace("rng = ", "1 / 0; rng = "), r"load\('toyfam-small'\) fails with ZeroDivisionError", True),
         (WORLD.replace("return Offline", "return ['a list'] or Offline"), "gives list; expected", True),
     ],
@@ -412,7 +465,7 @@ def test_a_family_that_cannot_be_used_is_refused_with_the_reason(
     assert ListData("-small" if listed else "maze2d-umaze-v1").run() == 0
     shown = capsys.readouterr().out
     assert ("cannot be used" in shown) == (not listed)
-    assert ("toyfam-small" in shown) == listed
+    assert ("\ntoyfam-small" in shown) == listed
 
 
 def test_a_familys_data_are_checked_and_cut_as_any_other(site: Path) -> None:

@@ -8,9 +8,8 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, refuse_actions
 from agents.planning import Follower, Planner
 from diffrl.data.preprocessing import Preprocessing
 from diffrl.support.errors import UserError
@@ -25,31 +24,11 @@ _SEEDED_AT_ONCE = 400
 """Start states are drawn for so many environments at once. Scores depend on it: it stays, whatever is held at once."""
 _MANY_CALLS = 10
 """Network calls a step from which on it is said what acting costs."""
-_SLACK = 0.1
-"""How far beyond -1 and 1 an action may lie: a solver's last step ends near 0, and not at it."""
 
 
 def source_of_randomness(agent: Agent, *salt: int) -> torch.Generator:
     """The list of seeds is the stack's one source of randomness: its batches and noise come from it."""
     return generator_at(*agent.seeds, *salt, device=agent.device)
-
-
-def refuse_actions(agent: Agent, actions: Tensor, observations: Tensor, gave: str = "act") -> None:
-    """Raise UserError, naming the agent's class, where these are no actions (S, B, A) in [-1, 1], of finite ones.
-
-    observations: (S, B, O) what they are for. gave: the method that they are from. Agents of other packages make them.
-    """
-    what = f"{type(agent).__name__}.{gave} gave"
-    expected = (*observations.shape[:2], agent.action_size)
-    if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
-        found = f"of shape {tuple(actions.shape)}" if isinstance(actions, Tensor) else f"as {type(actions).__name__}"
-        raise UserError(f"{what} actions {found}; expected a tensor {expected}: seeds, observations, action size.")
-    largest = actions.nan_to_num(0.0, 0.0, 0.0).abs().max()
-    if largest > 1 + _SLACK:
-        raise UserError(
-            f"{what} an action of {float(largest):.3g} (its absolute value); expected actions in [-1, 1], which are "
-            "scaled to the environment's bounds."
-        )
 
 
 def cost_of_acting(agent: Agent) -> str:

@@ -326,7 +326,7 @@ def find(name: str) -> TrainConfig:
         raise UserError(f"There is no file {name}. `diffrl train list` shows the configurations that ship.")
     if (path / ABOUT).is_file():
         raise UserError(f"{name} is a run, and no configuration: `diffrl resume {typed(name)}` goes on with it.")
-    if name in agents.AGENTS:
+    if agents.is_agent(name):
         raise UserError(f"{name} is an agent, and no configuration: `diffrl train --agent {name} --dataset DATASET`.")
     hint = published.hint(short)
     raise UserError(f"No configuration {name!r}: no such file, and of the shipped ones (`diffrl train list`) {hint}")
@@ -377,7 +377,7 @@ def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tupl
 
 def _named(name: str, dataset: object) -> tuple[TrainConfig, str]:
     """The configuration of a file, of a shipped name, or of an agent for a data set; and what is said of it."""
-    if name not in agents.AGENTS or Path(name).exists():
+    if not agents.is_agent(name) or Path(name).exists():
         return find(name), ""
     if not dataset:
         raise UserError(

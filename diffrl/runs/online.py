@@ -9,14 +9,14 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, refuse_actions
 from diffrl.augment.synther.config import RefitConfig
 from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
-from diffrl.runs.acting import refuse_actions, rows_at_once, source_of_randomness
+from diffrl.runs.acting import rows_at_once, source_of_randomness
 from diffrl.runs.config import (
     ONLINE_EVAL_EVERY,
     ONLINE_STEPS,

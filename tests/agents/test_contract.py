@@ -295,24 +295,25 @@ def test_a_planner_that_is_none_by_its_settings_is_refused_before_it_is_trained(
 @pytest.mark.parametrize(
     ("was", "gives", "why"),
     [
-        ("[first] * 3, 2)", "[first] * 3, 2)[0]", "plan gave plans of shape (2, 3, 1); expected a tensor (1, 2, ...):"),
-        ("[first] * 3, 2)", "[first] * 3, 2).numpy()", "plan gave plans as ndarray; expected a tensor (1, 2, ...):"),
+        ("[first] * 3, 2)", "[first] * 3, 2)[0]", "plan gave plans of shape (2, 3, 1); expected a tensor (2, 2, ...):"),
+        ("[first] * 3, 2)", "[first] * 3, 2).numpy()", "plan gave plans as ndarray; expected a tensor (2, 2, ...):"),
         (
             "= 3,",
             "= 4,",
-            "follow fails 3 steps after its plans of shape (1, 2, 3, 1) were made (RuntimeError: index 3 is out of "
+            "follow fails 3 steps after its plans of shape (2, 2, 3, 1) were made (RuntimeError: index 3 is out of "
             "bounds for dimension 2 with size 3); expected actions for replan_every = 4 steps.",
         ),
-        ("= 3,", "= None,", "expected actions until the episode ends (replan_every = None)."),
+        ("= 3,", "= None,", "expected actions until the episode ends (replan_every = None)."),  # by an episode
     ],
 )
 def test_plans_of_another_shape_are_named(
     site: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, why: str
 ) -> None:
     assert was in PLANNER
-    rc, _ = trained_by_command(site, PLANNER.replace(was, gives), CONFIG.replace(*PLANS))
+    rc, run = trained_by_command(site, PLANNER.replace(was, gives), CONFIG.replace(*PLANS))
     assert rc == 2
     assert why in capsys.readouterr().err
+    assert any(run.glob("checkpoints/*[1-9]")) == (gives == "= None,")  # all else is seen after the first step
 
 
 def test_plans_that_change_their_shape_are_named() -> None:
