@@ -54,6 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         "diffrl train [CONFIG]" if helping else "diffrl train",
         before=["--agent"],
         elsewhere=lambda name: _of_others(config.agent.name, name),
+        help_of="" if type(config.agent) is agents.DiffusionQL else f"--agent {config.agent.name}",
         default=config,
         description=USAGE.format(
             agents=", ".join(agents.listed()),

@@ -22,18 +22,20 @@ def parse(
     *,
     before: Sequence[str] = (),
     elsewhere: Callable[[str], str] = lambda name: "",
+    help_of: str = "",
     **options: Any,
 ) -> T:
     """What tyro makes of a verb's words. Raises UserError, a line, for what it does not take.
 
     Of an option that there is not it names the nearest. prog: the verb's command; before: options that were taken out
     of the words before, and are known too; elsewhere: of an option that there is not, where it would be one ("": no
-    one knows); options: `tyro.cli`'s.
+    one knows); help_of: words that --help needs beside the verb, to show these options; options: `tyro.cli`'s.
     """
     import tyro
 
     given: T
     verb = re.sub(r" \[.*", "", prog)
+    shown = f"{verb} {help_of}".rstrip()
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -41,7 +43,7 @@ def parse(
     except SystemExit as leaving:
         if leaving.code != 2:
             raise
-        raise UserError(f"{in_a_line(said.getvalue(), verb, words)} `{verb} --help` explains all.") from None
+        raise UserError(f"{in_a_line(said.getvalue(), verb, words)} `{shown} --help` explains all.") from None
     except BaseException:
         sys.stderr.write(said.getvalue())
         raise
@@ -57,14 +59,14 @@ def parse(
     with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
         tyro.cli(schema, args=["--help"], prog=prog, **options)
     known = re.findall(r"^[│ ]{1,4}(?:-\w, )?(--[a-z][\w.-]*)", help_text.getvalue(), re.MULTILINE)
-    raise no_option(verb, name, [*before, *known])
+    raise no_option(verb, name, [*before, *known], shown)
 
 
-def no_option(verb: str, name: str, known: Sequence[str]) -> UserError:
-    """What is said of an option that a verb does not have."""
+def no_option(verb: str, name: str, known: Sequence[str], shown: str = "") -> UserError:
+    """What is said of an option that a verb does not have. shown: whose --help shows what it has, if not it."""
     meant = near_options(name, known)
     hint = f"did you mean {' or '.join(meant)}? " if meant else ""
-    return UserError(f"`{verb}` has no option {shortened(name)}: {hint}`{verb} --help` explains all.")
+    return UserError(f"`{verb}` has no option {shortened(name)}: {hint}`{shown or verb} --help` explains all.")
 
 
 def in_a_line(box: str, verb: str, words: Sequence[str]) -> str:

@@ -62,8 +62,8 @@ class TrainConfig:
     """
 
     dataset: str
-    """An id of D4RL's or OGBench's (`diffrl data list`), a Minari id, or the path or address of a file (HDF5, npz). By
-    default the configuration's."""
+    """An id of D4RL's, OGBench's or a package's (`diffrl data list`), a Minari id, or the path or address of a file
+    (HDF5, npz). By default the configuration's."""
     agent: AgentConfig
     """The algorithm's hyper-parameters."""
     env: str | None = None

@@ -21,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from diffrl.support.errors import UserError, out_of_memory, said_by, shown
+from diffrl.support.errors import UserError, joined, out_of_memory, said_by, shown
 
 Group = Literal["diffrl.agents", "diffrl.rewards", "diffrl.datasets", "diffrl.augmenters"]
 WHAT: dict[Group, str] = {
@@ -164,7 +164,10 @@ def listed(group: Group, own: Collection[str]) -> list[str]:
     result = []
     for name, same in by_name.items():
         conflict = _conflict(same, own)
-        result.append(f"{name} ({same[0].distribution}{f'; left out: {conflict}' if conflict else ''})")
+        said = f"{same[0].distribution}{f'; left out: {conflict}' if conflict else ''}"
+        if len(same) > 1 and name not in own:
+            said = f"left out: {joined([plugin.distribution for plugin in same])} bring one each"
+        result.append(f"{name} ({said})")
     return result
 
 

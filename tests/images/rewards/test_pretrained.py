@@ -94,7 +94,11 @@ def test_every_processor_that_is_taken_is_transformers_own(kind: str, tmp_path: 
     """By its defaults, on an image that is resized and cut; within what Pillow rounds to bytes."""
     import transformers
 
-    processor = getattr(transformers, f"{kind}ImageProcessorPil")()
+    try:
+        processor = getattr(transformers, f"{kind}ImageProcessorPil")()
+    except ImportError as error:  # Segformer's, in transformers 5.18
+        assert "Torchvision" in str(error)
+        pytest.skip(f"{kind}'s own processor needs torchvision in this transformers.")
     processor.save_pretrained(tmp_path)
     batch = images(1, 3, 240, 300)
     expected = processor(pictures(batch), return_tensors="pt")["pixel_values"]
