@@ -271,10 +271,13 @@ SLACK = 0.1
 """How far beyond -1 and 1 an action may lie: a solver's last step ends near 0, and not at it."""
 
 
-def refuse_actions(agent: Agent, actions: Tensor, observations: Tensor, gave: str = "act") -> None:
+def refuse_actions(
+    agent: Agent, actions: Tensor, observations: Tensor, gave: str = "act", *, bounds: bool = True
+) -> None:
     """Raise UserError, naming the agent's class, where these are no actions (S, B, A) in [-1, 1], of finite ones.
 
     observations: (S, B, O) what they are for. gave: the method that they are from. Agents of other packages make them.
+    bounds: look at their values too, and not at their shape alone.
     """
     what = f"{type(agent).__name__}.{gave} gave"
     expected = (*observations.shape[:2], agent.action_size)
@@ -282,7 +285,7 @@ def refuse_actions(agent: Agent, actions: Tensor, observations: Tensor, gave: st
         found = f"of shape {tuple(actions.shape)}" if isinstance(actions, Tensor) else f"as {type(actions).__name__}"
         raise UserError(f"{what} actions {found}; expected a tensor {expected}: seeds, observations, action size.")
     largest = actions.nan_to_num(0.0, 0.0, 0.0).abs().max()
-    if largest > 1 + SLACK:
+    if bounds and largest > 1 + SLACK:
         raise UserError(
             f"{what} an action of {float(largest):.3g} (its absolute value); expected actions in [-1, 1], which are "
             "scaled to the environment's bounds."

@@ -65,9 +65,10 @@ def _check_planning(agent: Agent) -> None:
 
 @torch.no_grad()
 def try_acting(agent: Agent) -> None:
-    """Ask the agent to act, twice in a row at observations of 0. Raises UserError where that gives no actions.
+    """Ask the agent to act, at two observations of 0. Raises UserError where that gives nothing of actions' shape.
 
-    A planner is to follow its plan up to its last step. Whatever else it raises passes. Nobody's random numbers are
+    A planner is to follow its plan up to its last step. How large actions are is seen once they are trained, in
+    evaluations. Whatever else it raises passes. Nobody's random numbers are
     drawn: it has a generator of its own, and torch's are put back.
     """
     observations = torch.zeros(agent.n_seeds, 2, agent.observation_size, device=agent.device)
@@ -77,11 +78,11 @@ def try_acting(agent: Agent) -> None:
     try:
         with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
             if not isinstance(agent, Planner):
-                refuse_actions(agent, agent.act(observations, generator), observations)
+                refuse_actions(agent, agent.act(observations, generator), observations, bounds=False)
                 return
             follower = Follower(agent, generator)
             for _ in range(min(agent.replan_every or 1, STEPS)):
-                refuse_actions(agent, follower(observations), observations, "follow")
+                refuse_actions(agent, follower(observations), observations, "follow", bounds=False)
     finally:
         own.update(compiled)
 

@@ -97,7 +97,8 @@ def test_every_processor_that_is_taken_is_transformers_own(kind: str, tmp_path: 
     try:
         processor = getattr(transformers, f"{kind}ImageProcessorPil")()
     except ImportError as error:  # Segformer's, in transformers 5.18
-        assert "Torchvision" in str(error)
+        if "Torchvision" not in str(error):
+            raise
         pytest.skip(f"{kind}'s own processor needs torchvision in this transformers.")
     processor.save_pretrained(tmp_path)
     batch = images(1, 3, 240, 300)
