@@ -255,7 +255,7 @@ class Stage:
     """Patterns of the files, from the repository's root, that decide the result."""
     needs: tuple[str, ...] = ()
     """What `stages.PREPARATIONS` makes beforehand, beside other stages."""
-    toy_box: float = 180.0
+    toy_box: float = 360.0
     """Seconds, in a rehearsal."""
 
     def digest(self, rehearse: bool = False) -> str:
