@@ -435,7 +435,7 @@ def lock_file(path: Path) -> int | None:
 @contextmanager
 def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """In the block this process alone makes the file `path`: while another one is at it, wait. waiting: hears of it."""
-    lock = path.with_name(f".{path.name}.lock")
+    lock = to_write(path).with_name(f".{path.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     if (descriptor := lock_file(lock)) is None:
         waiting()

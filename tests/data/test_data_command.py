@@ -821,3 +821,15 @@ def test_info_of_a_minari_id_that_is_not_here_says_what_is_known_as_of_d4rl_s(ca
 def test_the_first_commands_of_the_page_are_in_an_order_that_works():
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     assert page.index("\ndiffrl data generate maze2d-umaze-v1") < page.index("\ndiffrl data info maze2d-umaze-v1")
+
+
+@pytest.mark.parametrize("benchmark", ["maze2d-umaze-v1", "pointmaze-medium-navigate-v0"])
+def test_generate_writes_to_no_address_and_makes_nothing_first(tmp_path, monkeypatch, capsys, benchmark):
+    monkeypatch.chdir(tmp_path)
+    target = Path("file:///shared/u.hdf5")
+    few = {"episodes": 1, "jobs": 1} if "point" in benchmark else {"rows": 50}
+    with pytest.raises(UserError, match=r"^file:///shared/u\.hdf5: .* give /shared/u\.hdf5\.$"):
+        Generate(benchmark, output=target, **few).run()
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr()
+    assert "50/50" not in said.out + said.err
