@@ -39,7 +39,7 @@ def maze_from_above(grid: Sequence[str], discs: Sequence[Disc], pixels: int) -> 
 def plot_dataset(
     path: Path, dataset: OfflineDataset, benchmark: Benchmark | None, title: str, per: str = "episode"
 ) -> None:
-    """Plot a data set's returns, lengths, and positions (of mazes) or actions, as one PNG at `path`.
+    """Plot a data set's returns, lengths, and positions (of mazes) or actions as one picture, as its ending says.
 
     benchmark: whose reference returns give a scale of scores. per: what the picture calls an episode. Raises UserError
     where the file cannot be written.
@@ -83,7 +83,9 @@ def plot_dataset(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"Cannot save the picture as {path}: {error.strerror or error}.") from error
+    except ValueError as error:  # of its ending
         raise UserError(f"Cannot save the picture as {path}: {error}. Give a path ending in .png.") from error
 
 

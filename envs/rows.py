@@ -17,7 +17,7 @@ def first_rows(name: str, dataset: OfflineDataset, rows: int | None, quiet: bool
     if rows is None:
         return None
     origin = locate(name)
-    if not origin.exists or len(dataset) > rows or (len(dataset) == rows and _size(origin) != rows):
+    if not origin.exists or len(dataset) > rows or (len(dataset) == rows and size_of(origin) != rows):
         return rows
     if not quiet:
         asked = "which --rows asks for" if len(dataset) == rows else f"fewer than --rows {rows:,}"
@@ -25,7 +25,7 @@ def first_rows(name: str, dataset: OfflineDataset, rows: int | None, quiet: bool
     return None
 
 
-def _size(origin: Origin) -> int | None:
+def size_of(origin: Origin) -> int | None:
     """The rows of a whole data set by what its files say of themselves; None where they do not say it."""
     if origin.path is None or origin.kind == "ogbench":  # whose files count the last observation of an episode, too
         return None

@@ -280,6 +280,10 @@ def task_of(name: str, metadata: Mapping[str, Any], **asked: Unpack[Asked]) -> T
     return replace(task, reference=registry.reference_of(env_id, task.env_kwargs, source) if env_id else None)
 
 
+class DiscreteActions(UserError):
+    """The environment of a data set has discrete actions, whatever type of numbers the data hold them as."""
+
+
 def open_task(
     name: str, dataset: OfflineDataset, **asked: Unpack[Asked]
 ) -> tuple[Task, gymnasium.Env[Any, Any] | None]:
@@ -287,7 +291,7 @@ def open_task(
 
     Raises UserError where the spaces do not fit, or the environment cannot be made. Where it was the data file and not
     the user that named it, and it is not here, prints the reason instead and goes on without an environment; what is
-    here but cannot be rebuilt as the file says is refused.
+    here but cannot be rebuilt as the file says is refused, and so is one of discrete actions.
     """
     task, env = find_task(name, dataset, **asked), asked.get("env")
     if task.env_id is None and env is None and (said := named_like_d4rl(name)):
@@ -299,7 +303,7 @@ def open_task(
             console.print(said, style="yellow", markup=False)
     try:
         return task, fitting_env(name, task, dataset.observation_size, dataset.action_size)
-    except CannotRebuild:
+    except (CannotRebuild, DiscreteActions):
         raise
     except UserError as error:
         changed = asked.get("env_kwargs") or asked.get("max_episode_steps") is not None
@@ -339,7 +343,7 @@ def fitting_env(name: str, task: Task, observation_size: int, action_size: int) 
         space = getattr(env, f"{kind}_space")
         if kind == "action" and not isinstance(space, gymnasium.spaces.Box):
             whole = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
-            raise UserError(
+            raise (DiscreteActions if whole else UserError)(
                 f"The actions of {task.env_id} are {str(space)[:200]}: {'discrete' if whole else 'such'} actions are "
                 "not supported. The agents here act by vectors of real numbers (a Box)."
             )

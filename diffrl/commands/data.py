@@ -13,9 +13,19 @@ import tyro
 from tyro.conf import Positional
 
 from diffrl.commands.data_convert import Convert, environment_of
-from diffrl.commands.data_tables import distributions, legend, listing, ranges, shown_on, summary, told
+from diffrl.commands.data_tables import (
+    distributions,
+    legend,
+    listing,
+    ranges,
+    shown_on,
+    summary,
+    told,
+    without_cut,
+)
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted
+from diffrl.support.failure import no_room
 from diffrl.support.files import address_of, to_write
 from diffrl.support.folder import spare
 from diffrl.support.schema import Count, Rows, Seed, check
@@ -100,14 +110,18 @@ class ListData:
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a data set: rows, episodes, returns, ranges, and what is wrong with it, if anything."""
+    """Describe a data set: rows, episodes, returns, ranges, and what is wrong with it, if anything.
+
+    The exit code is 1 where something is wrong with it. Of a known id, also one of Minari's own, whose data are not on
+    this machine it says what is known, and how to get them, with exit code 0.
+    """
 
     dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
     """An id of D4RL's, OGBench's or another package's, a Minari id, or the path of an HDF5 or npz file or of a Minari
     folder."""
     picture: Path | None = None
-    """Save a picture (PNG) of returns, lengths, and positions or actions here; by default none. A file that is there is
-    kept, unless --force."""
+    """Save a picture of returns, lengths, and positions or actions here, in the format of its ending: .png, .svg, .pdf
+    or .jpg; by default none. A file that is there is kept, unless --force."""
     scores_of: str | None = None
     """The D4RL id whose reference scores normalise the returns, where the data set is not D4RL's itself; by
     default its own, or the id that the file names."""
@@ -115,7 +129,8 @@ class Info:
     """Gymnasium id of the environment that the data are checked against; none: without one. By default the benchmark's,
     or what the file names."""
     rows: int | None = None
-    """Read only so many rows from the beginning; by default all."""
+    """Read only so many rows from the beginning; by default all. An episode that this cuts is left out of the table of
+    steps and returns."""
     time_limit_terminals: TimeLimitTerminals | None = None
     """Describe the rows as `diffrl train` takes them with this option. By default terminal rows are true ends."""
     actions: ActionUnits | None = None
@@ -138,15 +153,14 @@ class Info:
         from envs import registry
         from envs.datasets import load_dataset, locate, part_path
         from envs.plots import plot_dataset
-        from envs.rows import first_rows
+        from envs.rows import first_rows, size_of
 
-        spare(self.picture, self.force)
-        if self.add_checksum:
-            to_write(self.dataset)
+        self._refuse()
         origin = locate(self.dataset)
         console = shown_on()
-        if origin.kind == "minari":
-            _print_minari(console, origin.name)
+        if origin.kind == "minari" and _print_minari(console, origin.name) and not origin.exists:
+            console.print(f"Not on this machine. Get it with: diffrl data download {origin.name}", highlight=False)
+            return self._without_data()
         if (
             origin.benchmark is not None
             and not origin.exists
@@ -154,16 +168,15 @@ class Info:
         ):
             _print_benchmark(console, origin.benchmark)
             _print_missing(console, origin.benchmark)
-            if self.picture is not None or self.add_checksum:
-                asked = "--add-checksum" if self.picture is None else "--picture"
-                raise UserError(f"{asked} needs the data set, which is not on this machine: see above.")
-            return 0
+            return self._without_data()
         if self.add_checksum:
             if origin.kind not in ("file", "d4rl") or origin.path is None:
                 raise UserError(f"{self.dataset} has no place for a checksum; convert it: `diffrl data convert`.")
+            if not d4rl.has_checksum(origin.path) and (why := no_room(origin.path)):
+                raise UserError(f"{origin.path} cannot be written anew, with a checksum: {why}. It is as it was.")
             d4rl.seal(origin.path)
         dataset = load_dataset(self.dataset, rows=self.rows, check=False)
-        first_rows(self.dataset, dataset, self.rows)
+        part = first_rows(self.dataset, dataset, self.rows) is not None
         benchmark, env_id = origin.benchmark, str(dataset.metadata.get("env_id", ""))
         if self.scores_of is not None:
             benchmark = registry.get(self.scores_of)
@@ -187,15 +200,20 @@ class Info:
         if not dataset.structural_problems():
             recorded, said = recordings(origin.name, dataset) if origin.kind == "ogbench" else (None, "")
             shown, per = (dataset, "episode") if recorded is None else (recorded, "recording")
-            first = summary(dataset) + f"\n{said}" * bool(said)
-            for part in (first, distributions(shown, benchmark, per), ranges(dataset)):
+            if recorded is not None:  # a task that is solved in the last row of a part ends no recording
+                shown = replace(recorded, cut=part and not recorded.timeouts[-1])
+            whole = size_of(origin) if part and origin.exists else None
+            first = summary(dataset, part, whole) + f"\n{said}" * bool(said)
+            episodes = without_cut(shown)
+            cut = f"--rows cuts the one {per} of these rows: there are no steps and returns to tell."
+            for block in (first, cut if episodes is None else distributions(episodes, benchmark, per), ranges(dataset)):
                 console.print()
-                console.print(part)
+                console.print(block)
             console.print()
             if origin.kind == "ogbench":
                 print_fidelity(console, origin.name, dataset)
             if self.picture is not None:
-                plot_dataset(self.picture, shown, benchmark, self.dataset, per)
+                plot_dataset(self.picture, shown if episodes is None else episodes, benchmark, self.dataset, per)
                 console.print(f"Picture: {self.picture}", highlight=False)
         headings = {"problem": "[bold red]Problems:[/]", "warning": "[bold yellow]Warnings:[/]"}
         for severity, heading in (headings | {"note": "[bold]Remarks:[/]"}).items():
@@ -214,23 +232,53 @@ class Info:
             console.print(f"[green]No problems found{but}.[/]", highlight=False)
         return int(any(finding.severity == "problem" for finding in findings))
 
+    def _refuse(self) -> None:
+        """Raise UserError where nothing can be written to what is to be written, before anything is read."""
+        if self.add_checksum:
+            to_write(self.dataset)
+        if self.picture is None:
+            return
+        if self.picture.suffix.lower() not in _PICTURES:
+            endings = f"{', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}"
+            raise UserError(f"Cannot save a picture as {self.picture}: expected a path ending in {endings}.")
+        spare(self.picture, self.force)
+        if why := "it is a folder" if self.picture.is_dir() else no_room(self.picture):
+            raise UserError(f"{self.picture} cannot be written: {why}. Choose another place for it (--picture).")
+
+    def _without_data(self) -> int:
+        """Gives 0, that of what is known without the data; raises UserError where an option needs them."""
+        if self.picture is not None or self.add_checksum:
+            asked = "--add-checksum" if self.picture is None else "--picture"
+            raise UserError(f"{asked} needs the data set, which is not on this machine: see above.")
+        return 0
+
     def _examine(self, dataset: OfflineDataset) -> tuple[OfflineDataset, list[Finding]]:
         """The data set, its episodes counted where they have to be; and what is found in it."""
         from diffrl.data.checks import Finding, Known, Taken, counted_limit, examine, take
+        from envs.task import DiscreteActions
 
         if broken := dataset.structural_problems():
             return dataset, [Finding(problem, "problem") for problem in broken]
-        env, unchecked = environment_of(self.dataset, dataset, self.env, self.rows)
+        try:
+            env, unchecked = environment_of(self.dataset, dataset, self.env, self.rows)
+            unfit = self.env is not None  # one that the user named, and that it cannot be, is the problem
+        except DiscreteActions as error:
+            env, unchecked, unfit = None, str(error), True
         known, taken = Known.of(dataset, env), Taken.by(self)
         more = []
-        if unchecked:  # an environment that the user named, and that it cannot be, is the problem
-            more = [Finding(unchecked, "problem" if self.env is not None else "note")]
-            if self.env is not None and not known.bounds.known:
+        if unchecked:
+            more = [Finding(unchecked, "problem" if unfit else "note")]
+            if unfit and not known.bounds.known:
                 known, taken = replace(known, bounds=known.bounds.unlimited()), replace(taken, actions=None)
         taken = replace(taken, counted=counted_limit(dataset, known, taken))
-        return take(dataset, known, taken), [*more, *examine(dataset, known, taken)]
+        shown = take(dataset, known, taken)
+        if shown.cut and not dataset.marks_timeouts and shown.episode_lengths()[-1] == known.limit:  # it is whole
+            shown = replace(shown, cut=False)
+        return shown, [*more, *examine(dataset, known, taken)]
 
 
+_PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
+"""Endings of the names of pictures, which say the format."""
 _OF_TRAINING = ("--actions", "--cut-contradictions", "--time-limit-terminals")
 """Options that are recommended for what is found."""
 
@@ -393,14 +441,18 @@ def _scaled_by_d4rl(env_id: str | None, reference: str | None) -> tuple[str, str
     return env_id or "-", f"{low} (D4RL's)", f"{high} (D4RL's)"
 
 
-def _print_minari(console: Console, dataset_id: str) -> None:
-    """Say what a Minari id is about, if it is one of Minari's own: environment, references, what differs from D4RL."""
+def _print_minari(console: Console, dataset_id: str) -> bool:
+    """Say what a Minari id is about, if it is one of Minari's own: environment, references, what differs from D4RL.
+
+    Gives whether it is one.
+    """
     from envs import families
 
     if (task := families.of_minari(dataset_id)) is not None:
         env_id, low, high = _scores_of_minari(dataset_id)
         references = f"reference returns: random {low}, expert {high}" if task.reference else "no reference returns"
         console.print(f"{dataset_id}: {env_id}; {references}{task.note and f'. Not D4RL itself: {task.note}'}.")
+    return task is not None
 
 
 def _option(piece: Generated, benchmark: Benchmark) -> str:

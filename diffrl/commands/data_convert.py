@@ -12,7 +12,8 @@ from tyro.conf import Positional
 from diffrl.commands.data_tables import shown_on
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, counted, joined, listed, singular
-from diffrl.support.files import spare_source
+from diffrl.support.failure import no_room
+from diffrl.support.files import spare_source, to_write
 from diffrl.support.folder import spare
 from diffrl.support.schema import Count, check
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import gymnasium
 
     from diffrl.data.offline import OfflineDataset
+    from diffrl.data.preprocessing import ActionBounds
     from envs.datasets import Origin
 
 
@@ -36,7 +38,8 @@ class Convert:
     rows: int | None = None
     """Copy only so many rows from the beginning; by default all."""
     clip_actions: bool = False
-    """Clip actions to the bounds of the environment, else in the file, else [-1, 1], for environments that do so."""
+    """Clip actions to the bounds of the environment, else in the file, else [-1, 1], for environments that do so. How
+    many rows that changes, and whose bounds these are, is said, and kept in metadata/clipped_actions."""
     env: str | None = None
     """Record this Gymnasium id as the environment of the data: `diffrl train` then evaluates there by itself. The
     bounds of its actions are recorded too. By default what the file itself names."""
@@ -59,6 +62,37 @@ class Convert:
     def __post_init__(self) -> None:
         check(self)
 
+    def _clipped(self, dataset: OfflineDataset, bounds: ActionBounds) -> OfflineDataset:
+        """The data set with its actions clipped; says of how many rows, to which bounds, and whose they are.
+
+        What is clipped to assumed bounds `understand` says.
+        """
+        from diffrl.data.preprocessing import CLIPPED
+
+        clipped = bounds.clip(dataset)
+        said = f"in {str(clipped.metadata[CLIPPED]).partition(';')[0]}" if clipped is not dataset else ""
+        if said and not bounds.known:
+            return clipped
+        said = f"clipped {said}" if said else f"none is clipped, all lie in {bounds}"
+        shown_on().print(f"actions: {said}.", markup=False, highlight=False)
+        return clipped
+
+    def _place(self) -> tuple[Path, bool]:
+        """The copy's path, and whether it is a file, else in Minari's store. Raises UserError for other targets."""
+        from diffrl.data import minari as minari_format
+
+        to_write(self.target)
+        path = Path(self.target).expanduser()
+        if path.suffix in HDF5_SUFFIXES:
+            return path, True
+        name = self.target.removeprefix("minari:")
+        if minari_format.is_id(name) and (name != self.target or "/" in name):
+            return minari_format.store() / name, False
+        raise UserError(
+            f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID, such as "
+            "minari:maze2d/umaze-v1 (an id ends in -v and a number)."
+        )
+
     def run(self) -> None:
         """Read and check the data set, write the copy, and print what was written."""
         from diffrl.data import d4rl
@@ -70,14 +104,15 @@ class Convert:
         from envs.rows import first_rows
         from envs.task import asked_spec
 
-        path = Path(self.target).expanduser()
-        to_file = path.suffix in HDF5_SUFFIXES
-        if not to_file and (path.suffix or not (self.target.startswith("minari:") or "/" in self.target)):
-            raise UserError(f"Cannot write {self.target!r}: expected a path ending in .hdf5 or .h5, or minari:ID.")
+        path, to_file = self._place()
         origin = locate(self.source)
-        target = path if to_file else minari_format.store() / self.target.removeprefix("minari:")
-        spare_source(origin.path, target, self.target, "write the copy elsewhere, and move it afterwards.")
-        spare(path if to_file else None, self.force)
+        spare_source(origin.path, path, self.target, "write the copy elsewhere, and move it afterwards.")
+        if to_file:
+            spare(path, self.force)
+        else:
+            minari_format.spare(self.target.removeprefix("minari:"), self.force)
+        if why := "it is a folder" if to_file and path.is_dir() else no_room(path):
+            raise UserError(f"{path} cannot be written: {why}. Choose another place, or make room there.")
         dataset = load_dataset(self.source, self.rows, action_limit=None, infos=True)
         rows = first_rows(self.source, dataset, self.rows)
         if origin.kind == "ogbench":  # whose environment alone does not say which data set it is
@@ -98,11 +133,12 @@ class Convert:
         )
         if unchecked:
             shown_on().print(unchecked, markup=False, highlight=False)
-        dataset.metadata.update(action_bounds(env, dataset).metadata)
+        bounds = action_bounds(env, dataset)
+        dataset.metadata.update(bounds.metadata)
         if lost := _left_out(origin, dataset, to_file):
             shown_on().print(lost, markup=False, highlight=False)
         if self.clip_actions:
-            dataset = dataset.clip_actions()
+            dataset = self._clipped(dataset, bounds)
         dataset, _, _ = understand(dataset, env, self)
         if to_file:
             d4rl.write(path, dataset, force=True)  # `spare` has looked
@@ -153,12 +189,14 @@ def environment_of(
 ) -> tuple[gymnasium.Env[Any, Any] | None, str]:
     """The environment of a data set, closed, for what it says of itself; None where it cannot be made; and then why.
 
-    changes: `env_kwargs` and `max_episode_steps` of `open_task`.
+    changes: `env_kwargs` and `max_episode_steps` of `open_task`. Raises DiscreteActions where it has such.
     """
-    from envs.task import open_task
+    from envs.task import DiscreteActions, open_task
 
     try:
         env = open_task(name, dataset, env=env_id, rows=rows, **changes)[1]
+    except DiscreteActions:
+        raise
     except UserError as error:
         return None, f"Not checked against its environment. {error}"
     if env is not None:

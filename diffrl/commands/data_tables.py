@@ -117,15 +117,30 @@ def has_learned_rewards(dataset: OfflineDataset) -> bool:
     return str(dataset.metadata.get("reward_source", "")).startswith("learned")
 
 
-def summary(dataset: OfflineDataset) -> str:
-    """Rows, episodes and their ends, and how next observations are known: two lines."""
+def without_cut(dataset: OfflineDataset) -> OfflineDataset | None:
+    """The rows but those of an episode that is cut with them; None where there are no others."""
+    begin = int(dataset.episodes()[-1, 0]) if dataset.cut else len(dataset)
+    return dataset if not dataset.cut else dataset.head(begin) if begin else None
+
+
+def summary(dataset: OfflineDataset, part: bool = False, whole: int | None = None) -> str:
+    """Rows, episodes and their ends, and how next observations are known: two lines.
+
+    part: whether these are the first rows of a data set, which has `whole` of them, or nobody knows how many (None).
+    """
     ends = dataset.terminals if not dataset.has_terminal_next else dataset.terminals[:0]
     known = int(dataset.successors()[1].sum()) - int(ends.sum())
     stored = "stored" if dataset.has_next else "derived from the next row"
     others = f"; in {counted(int(ends.sum()), 'terminal rows')} a stand-in" if ends.any() else ""
+    rows = counted(len(dataset), "rows")
+    if part:
+        rows = f"the first {rows}" if whole is None else f"{len(dataset):,} of {counted(whole, 'rows')}"
+        rows += " (--rows)"
+    episodes, timeouts = dataset.n_episodes - dataset.cut, int(dataset.timeouts.sum()) - dataset.cut
+    cut = f" and {counted(int(dataset.episode_lengths()[-1]), 'rows')} of one that --rows cuts" if dataset.cut else ""
     return (
-        f"{counted(len(dataset), 'rows')}, {counted(dataset.n_episodes, 'episodes')}; "
-        f"{counted(int(dataset.terminals.sum()), 'terminals')}, {counted(int(dataset.timeouts.sum()), 'timeouts')}\n"
+        f"{rows}, {counted(episodes, 'episodes')}{cut}; "
+        f"{counted(int(dataset.terminals.sum()), 'terminals')}, {counted(timeouts, 'timeouts')}\n"
         f"next observations: {stored}, known for {counted(known, 'rows')}{others}"
     )
 
@@ -153,10 +168,23 @@ def distributions(whole: OfflineDataset, benchmark: Benchmark | None, per: str =
         reference = None if learned else scored(benchmark)
         if reference is not None:
             rows[f"score ({reference.id})"] = reference.normalised_score(rows[returns])
-        for label, values in rows.items():
+        for label, every in rows.items():
+            values = every[np.isfinite(every)]
+            lost = len(every) - len(values)
+            if not len(values):
+                found.add_row(label, *["-"] * 7, f"{lost:,}")
+                continue
             inner = np.quantile(values, [0.25, 0.5, 0.75])
             numbers = [values.min(), *inner, values.max(), values.mean(), values.std()]
-            found.add_row(label, *(f"{number:z.1f}" if abs(number) < 1e7 else f"{number:.3g}" for number in numbers))
+            shown = [f"{number:z.1f}" if abs(number) < 1e7 else f"{number:.3g}" for number in numbers]
+            found.add_row(label, *shown, *([f"{lost:,}"] if lost else []))
+    return _headed_lost(found)
+
+
+def _headed_lost(found: Table) -> Table:
+    """The table; its last column, where some row has one more than there are headings, counts values left out."""
+    if found.columns[-1].header == "":
+        found.columns[-1].header, found.columns[-1].justify = "not finite", "right"
     return found
 
 
@@ -172,9 +200,14 @@ def ranges(dataset: OfflineDataset, most: int = 24) -> Table:
         for i in range(min(size, most)):
             column = values[:, i].astype("float64")
             label = key if key == rewards else f"{key}\\[{i}]"
-            with np.errstate(invalid="ignore", over="ignore"):
-                numbers = column.min(), column.max(), column.mean(), column.std()
-            found.add_row(label, *(f"{number:.4g}" for number in numbers))
+            finite = column[np.isfinite(column)]
+            lost = [f"{len(column) - len(finite):,}"] if len(finite) < len(column) else []
+            if not len(finite):
+                found.add_row(label, *["-"] * 4, *lost)
+                continue
+            with np.errstate(over="ignore"):
+                numbers = finite.min(), finite.max(), finite.mean(), finite.std()
+            found.add_row(label, *(f"{number:.4g}" for number in numbers), *lost)
         if size > most:
             found.add_row(f"... {size - most} more {key}")
-    return found
+    return _headed_lost(found)

@@ -36,3 +36,22 @@ def listed_numbers(numbers: NDArray[Any]) -> str:
     """The first five numbers as text, and how many more there are."""
     rest = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
     return ", ".join(f"{number:g}" if numbers.dtype.kind == "f" else str(number) for number in numbers[:5]) + rest
+
+
+_FEW = 16
+"""Whole-valued actions of no more values than this look discrete."""
+
+
+def discrete_values(actions: NDArray[Any]) -> NDArray[Any] | None:
+    """The values of actions that are few and whole, as those of a discrete space; None for all others.
+
+    Not discrete are a single value, and the two or three of a controller that only switches: -u, u, and perhaps 0.
+    """
+    for part in (actions[:1000], actions):
+        if not (np.isfinite(part).all() and (part == np.rint(part)).all()):
+            return None
+        values = np.unique(part)
+        if len(values) > _FEW:
+            return None
+    switching = len(values) <= 3 and values[0] == -values[-1] and (len(values) < 3 or values[1] == 0)
+    return None if len(values) < 2 or switching else values

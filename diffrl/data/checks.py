@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from diffrl.data.arrays import DISCRETE, listed_numbers
+from diffrl.data.arrays import discrete_values, listed_numbers
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.data.d4rl import NEEDING_NONE
 from diffrl.data.env_spec import EnvSpec
@@ -26,12 +26,11 @@ from diffrl.data.offline import (
     Ints,
     OfflineDataset,
     count_timeouts,
-    discrete_values,
     shown_bounds,
 )
-from diffrl.data.preprocessing import ActionBounds, Normaliser, action_bounds
+from diffrl.data.preprocessing import CLIPPED, ActionBounds, Normaliser, action_bounds
 from diffrl.support.console import console
-from diffrl.support.errors import DataError, UserError, counted, joined
+from diffrl.support.errors import DataError, UserError, counted, joined, printable
 
 _UNIT = 1 + 1e-5
 """Actions up to here count as in [-1, 1]: a tanh in float32 may round to more than 1."""
@@ -193,16 +192,19 @@ def examine(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding
     """What a data set, as it was read, says against itself or its environment, and how its rows are taken.
 
     Observations are compared within a thousandth of their deviation, see `OfflineDataset.follows`. What makes the data
-    unfit comes first; broken shapes and values come alone.
+    unfit comes first. Broken shapes come alone; beside values that are not finite stands what needs no others.
     """
-    problems = dataset.problems(action_limit=None)
-    if problems:
-        return [Finding(problem, "problem") for problem in problems]
+    unfit = [Finding(problem, "problem") for problem in dataset.problems(action_limit=None)]
+    if dataset.structural_problems():
+        return unfit
     if not dataset.successors()[1].any():
         sentence = (
             f"timeouts: no row has a known successor: each of the {len(dataset):,} is a timeout or the last one, "
         )
-        return [Finding(f"{sentence}and next_observations are not stored.", "problem", "Check them.")]
+        unfit.append(Finding(f"{sentence}and next_observations are not stored.", "problem", "Check them."))
+    if unfit:
+        of_ends = [*_both(dataset, taken), *_terminal_limits(dataset, known, taken)]
+        return [*unfit, *_units(dataset, known, taken), *of_ends]
     found = [*_units(dataset, known, taken), *_observed(dataset, known), *_unfit(dataset), *_degenerate(dataset)]
     found += [*_both(dataset, taken), *_terminal_limits(dataset, known, taken)]
     found += [*_cuts(dataset, known, taken), *_shifted(take(dataset, known, replace(taken, actions=None)))]
@@ -211,7 +213,7 @@ def examine(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding
 
 def _units(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]:
     bounds, actions = known.bounds, dataset.actions
-    shown = f"{shown_bounds(bounds.low, bounds.high)}, {bounds.source}"
+    shown = str(bounds)
     if taken.actions == "normalised":
         said = Finding(f"actions: taken as normalised, and scaled from [-1, 1] to {shown}.", "note")
         return [said] if bounds.known else []  # `take` refuses
@@ -220,16 +222,25 @@ def _units(dataset: OfflineDataset, known: Known, taken: Taken) -> list[Finding]
         return [Finding(complaint, "problem")]
     found, values = [], discrete_values(actions)
     if values is not None:
-        found.append(
-            Finding(
-                f"actions: only the values {listed_numbers(values)} occur, as of discrete actions;", "warning", DISCRETE
-            )
-        )
+        only = listed_numbers(values) if len(values) > 5 else joined([f"{value:g}" for value in values])
+        sentence = f"actions: look discrete (only {only}): a continuous policy would act between them."
+        found.append(Finding(sentence, "warning"))
     wider = bool((bounds.high > _UNIT).any() or (bounds.low < -_UNIT).any())
     if bounds.metadata and wider and taken.actions is None and 0 < np.abs(actions).max() <= _UNIT:
         remedy = "If they are scaled: --actions normalised. If they are in its units: --actions environment."
         found.append(Finding(f"actions: all lie in [-1, 1]; expected {shown}.", "warning", remedy))
-    return found
+    return [*found, *_clipped(dataset, bounds)]
+
+
+def _clipped(dataset: OfflineDataset, bounds: ActionBounds) -> list[Finding]:
+    """Of actions that were clipped to [-1, 1] where nothing said what their bounds were, unless these are they."""
+    said = str(dataset.metadata.get(CLIPPED, ""))
+    right = bounds.known and f"to {shown_bounds(bounds.low, bounds.high)}, assumed" in said
+    if ", assumed" not in said or right:
+        return []
+    sentence = f"actions: clipped in {printable(said, 200)}."
+    remedy = "--env ID gives the true bounds: if they are wider, convert the source anew."
+    return [Finding(sentence, "warning", remedy)]
 
 
 def _observed(dataset: OfflineDataset, known: Known) -> list[Finding]:

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.support.errors import DataError
+from diffrl.support.errors import DataError, listed
 from diffrl.support.files import reading, regular_file
 from diffrl.support.machine import free_memory
 
@@ -40,6 +40,8 @@ _READ = (
     "Minari's folders. In Python, `np.savez('rollouts.npz', observations=..., actions=..., rewards=..., "
     "terminals=..., timeouts=...)` writes one: docs/data.md#your-own-file."
 )
+_NEEDED = ("observations", "actions", "rewards", "terminals")
+"""Columns that no file can do without."""
 _LINKS = 16
 """Soft links that may follow on one another, HDF5's own number."""
 _DEPTH = 32
@@ -194,8 +196,7 @@ class Hdf5Table(Table):
                 raise DataError(f"{self.path}: {name} is damaged: in the file, but not to be found. {FETCH_AGAIN}")
             return None
         if not isinstance(item, h5py.Dataset) or item.shape is None:
-            what = "is an empty data set" if isinstance(item, h5py.Dataset) else "is a group"
-            raise DataError(f"{self.path}: {name} {what}; expected an array of one row a time step. Remove it.")
+            raise DataError(f"{self.path}: {name} {_no_array(name, item)}")
         return self._column(name, item)
 
     def below(self, group: str) -> dict[str, Column]:
@@ -224,6 +225,18 @@ class Hdf5Table(Table):
             return np.asarray(item[()] if rows is None or item.shape == () else item[:rows])
 
         return Column(name, item.shape, item.dtype, values, item)
+
+
+def _no_array(name: str, item: Any) -> str:
+    """What is said of a column's name that stands for a group, or for an array that was never given a shape."""
+    expected = "expected an array of one row a time step."
+    if not isinstance(item, h5py.Group):
+        return f"is an empty data set; {expected} {'Write it.' if name in _NEEDED else 'Remove it.'}"
+    parts = f" ({listed(list(item))})" if len(item) else ""
+    if name in _NEEDED or name == "next_observations":
+        order = ", in Gymnasium's order of keys, list(env.observation_space)" if "observations" in name else ""
+        return f"is a group; {expected} Join its parts{parts} into one array of columns, (N, size){order}."
+    return f"is a group{parts}; {expected} Remove it."
 
 
 def find(group: h5py.Group, name: str, where: str) -> Any:

@@ -146,12 +146,25 @@ def read(
     dataset = OfflineDataset(
         observations=_joined(arrays, "from", taken),
         next_observations=_joined(arrays, "to", taken),
-        **{key: arrays[key] for key in ("actions", "rewards", "terminals", "timeouts")},
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        terminals=arrays["terminals"],
+        timeouts=arrays["timeouts"],
         infos=_goal(space, arrays),
         metadata=metadata,
     )
     dataset = dataset if rows is None else dataset.head(rows)
     return dataset.validate(str(folder), action_limit) if check else dataset
+
+
+def spare(dataset_id: str, force: bool) -> Path:
+    """The folder of an id in Minari's store. Raises UserError for a bad id, and one that is there, unless `force`."""
+    if not is_id(dataset_id):
+        raise UserError(f"{dataset_id!r} is no Minari id; expected e.g. maze2d/umaze-v1 (it ends in -v and a number).")
+    target = store() / dataset_id
+    if target.exists() and not force:
+        raise UserError(f"The Minari data set {dataset_id!r} exists ({target}). Use --force to replace it.")
+    return target
 
 
 def write(
@@ -178,11 +191,7 @@ def write(
     from minari.data_collector import EpisodeBuffer
     from minari.namespace import create_namespace, list_local_namespaces
 
-    if not is_id(dataset_id):
-        raise UserError(f"{dataset_id!r} is no Minari id; expected e.g. maze2d/umaze-v1 (it ends in -v and a number).")
-    target = store() / dataset_id
-    if target.exists() and not force:
-        raise UserError(f"The Minari data set {dataset_id!r} exists ({target}). Use --force to replace it.")
+    target = spare(dataset_id, force)
     buffers = [EpisodeBuffer(id=number, **episode) for number, episode in enumerate(_episodes(dataset))]
     if not buffers:
         raise DataError("No step has a known successor: there is nothing to write. Check `timeouts`.")

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from diffrl.data.arrays import DISCRETE, as_numbers, listed_numbers
+from diffrl.data.arrays import DISCRETE, as_numbers, discrete_values, listed_numbers
 from diffrl.data.fidelity import SYNTHETIC_ROWS, of_first
 from diffrl.support.errors import DataError, counted
 
@@ -68,6 +68,8 @@ class OfflineDataset:
     """Further columns of N rows, such as `qpos`, `qvel`, `goal`."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """About the data set as a whole: source, env_id, generator, sha256, ..."""
+    cut: bool = False
+    """Whether the last episode goes on in the data of which these rows are the `head`."""
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
@@ -299,9 +301,11 @@ class OfflineDataset:
         if metadata.get(SYNTHETIC_ROWS) == 0 and metadata.get("terminal_successors") in (MADE_STAND_IN, BOTH_STAND_IN):
             metadata["terminal_successors"] = STAND_IN
         timeouts = self.timeouts[:rows].copy()
-        timeouts[-1] |= not self.terminals[rows - 1]
+        cut = not (self.terminals[rows - 1] or timeouts[-1])
+        timeouts[-1] |= cut
         return replace(
             self,
+            cut=cut,
             observations=self.observations[:rows],
             actions=self.actions[:rows],
             rewards=self.rewards[:rows],
@@ -417,7 +421,7 @@ def count_timeouts(terminals: Bools, max_episode_steps: int) -> Bools:
 
 
 _NAME_IT = (
-    "Name the environment they are from (--env ID), whose bounds then hold; without one, store them in "
+    "--env ID gives the true bounds, those of the environment they are from; without one, store them in "
     "metadata/action_low and metadata/action_high."
 )
 _AS_THEY_ARE = "Read with action_limit=None they are taken as they are, in the units of their environment."
@@ -431,11 +435,13 @@ def outside_bounds(
     source: str = "",
     known: bool = False,
     unknown: str = _NAME_IT,
+    named: str = "",
 ) -> str | None:
     """What is wrong with actions (N, A) that exceed their bounds by `slack` of the larger one; None where none does.
 
     low, high: scalars or (A,). source: what the bounds are, as "the bounds of Pendulum-v1". known: whether they are so,
-    and not only assumed. unknown: what to do where they are not known, a sentence.
+    and not only assumed. unknown: what to do where they are not known, a sentence. named: the environment to be named
+    where they are clipped, where the data do not name it.
     """
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     most = slack * np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
@@ -445,35 +451,18 @@ def outside_bounds(
     row, column = (int(i[0]) for i in np.nonzero(outside))
     values = discrete_values(actions)
     if values is not None:
-        remedy = f"Their values are {listed_numbers(values)} alone: {DISCRETE}"
-    elif np.abs(actions).max() <= 1 + _ACTION_SLACK:
+        real = "" if known else f" If they are real-valued: {unknown}"
+        remedy = f"Their values are {listed_numbers(values)} alone: discrete actions are not supported.{real}"
+    elif np.abs(actions[np.isfinite(actions)]).max() <= 1 + _ACTION_SLACK:
         remedy = "Where they are scaled to [-1, 1]: --actions normalised."
     else:
         remedy = "" if known else f"{unknown} "
-        remedy += "Only if it clips actions itself: `diffrl data convert SOURCE NEW.hdf5 --clip-actions`."
+        options = f"--env {named} --clip-actions" if named else "--clip-actions"
+        remedy += f"Only if it clips actions itself: `diffrl data convert SOURCE NEW.hdf5 {options}`."
     return (
         f"actions: row {row} holds {actions[row, column]:.6g} ({outside.any(axis=1).sum():,} such rows in all); "
         f"expected {shown_bounds(low, high)}{source and ', '}{source}. {remedy}"
     )
-
-
-_FEW = 16
-"""Whole-valued actions of no more values than this look discrete."""
-
-
-def discrete_values(actions: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-    """The values of actions that are few and whole, as those of a discrete space; None for all others.
-
-    Not discrete are a single value, and the two or three of a controller that only switches: -u, u, and perhaps 0.
-    """
-    for part in (actions[:1000], actions):
-        if not (np.isfinite(part).all() and (part == np.rint(part)).all()):
-            return None
-        values = np.unique(part)
-        if len(values) > _FEW:
-            return None
-    switching = len(values) <= 3 and values[0] == -values[-1] and (len(values) < 3 or values[1] == 0)
-    return None if len(values) < 2 or switching else values
 
 
 def shown_bounds(low: npt.ArrayLike, high: npt.ArrayLike) -> str:

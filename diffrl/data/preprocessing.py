@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl.data.offline import Floats, OfflineDataset, outside_bounds
+from diffrl.data.offline import Floats, OfflineDataset, outside_bounds, shown_bounds
 from diffrl.data.transitions import Transitions, episode_returns
-from diffrl.support.errors import DataError, UserError, nearest
+from diffrl.support.errors import DataError, UserError, counted, nearest
+
+CLIPPED = "clipped_actions"
+"""The key in the metadata of data whose actions were clipped: those of how many rows, and to which bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +193,8 @@ class ActionBounds:
     """Whose they are, as "the bounds of Pendulum-v1"."""
     known: bool = True
     """False: nothing says what they are, and [-1, 1] is assumed."""
+    named: str = ""
+    """The environment whose they are, where the data's metadata do not name it; ID: it is to be named."""
 
     def unlimited(self) -> ActionBounds:
         """No bounds: for actions of which nothing is to be assumed."""
@@ -197,7 +202,23 @@ class ActionBounds:
 
     def complaint(self, actions: Floats) -> str | None:
         """What is wrong with actions (N, A) that lie outside; None where none does. Rounding is forgiven, 1e-4."""
-        return outside_bounds(actions, self.low, self.high, 1e-4, self.source, self.known)
+        return outside_bounds(actions, self.low, self.high, 1e-4, self.source, self.known, named=self.named)
+
+    def __str__(self) -> str:
+        return f"{shown_bounds(self.low, self.high)}, {self.source}"
+
+    def clip(self, dataset: OfflineDataset) -> OfflineDataset:
+        """The data set with its actions clipped to these bounds; where some lie outside, its metadata say of how many.
+
+        What they say of an earlier time stands behind that.
+        """
+        actions = np.clip(dataset.actions, self.low, self.high)
+        rows, before = int((actions != dataset.actions).any(axis=1).sum()), dataset.metadata.get(CLIPPED)
+        if not rows:
+            return dataset
+        said = f"{rows:,} of {counted(len(dataset), 'rows')}, to {self}"
+        said += "" if before is None else f"; before that {before}"
+        return replace(dataset, actions=actions, metadata=dataset.metadata | {CLIPPED: said})
 
     def scaling(self) -> Normaliser:
         """The scaling of actions to [-1, 1]. Raises DataError where the bounds are not finite."""
@@ -222,9 +243,12 @@ def action_bounds(env: gymnasium.Env[Any, Any] | None, dataset: OfflineDataset) 
         space = env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
         low, high = (np.asarray(bound, np.float32).reshape(size) for bound in (space.low, space.high))
-        return ActionBounds(low, high, f"the bounds of {env.spec.id if env.spec else 'the environment'}")
+        name = env.spec.id if env.spec else ""
+        named = "" if dataset.metadata.get("env_id") == name else name
+        return ActionBounds(low, high, f"the bounds of {name or 'the environment'}", named=named)
     stored = dataset.stored_bounds()
     if stored is not None:
         return ActionBounds(*stored, "the bounds in the data set's metadata")
     one = np.ones(size, np.float32)
-    return ActionBounds(-one, one, "assumed as no environment and no bounds in the data set say otherwise", known=False)
+    assumed = "assumed as no environment and no bounds in the data set say otherwise"
+    return ActionBounds(-one, one, assumed, known=False, named="ID")

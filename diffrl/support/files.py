@@ -56,9 +56,11 @@ def path_of(name: str | Path) -> Path:
 
 
 def to_write(name: str | Path, what: str = "files") -> Path:
-    """The path of this machine that something is to be written to. Raises UserError for an address of another one."""
+    """The path of this machine that something is to be written to. Raises UserError for an address, file:// too."""
+    if (path := path_of(name)) != Path(name):
+        raise UserError(f"{str(name).partition(':')[0]}://{path}: {what} are written to a path: give {path}.")
     if (address := address_of(name)) is None:
-        return path_of(name)
+        return path
     raise UserError(
         f"{address}: {what} are written to a path, on a cluster one that all nodes share, such as /shared/runs/NAME. "
         "Object stores have no locks and do not rename: copy the folder there at the end."
@@ -82,10 +84,11 @@ def same_place(one: Path | None, other: Path) -> bool:
 
 
 def spare_source(source: Path | None, target: Path, named: str, advice: str) -> None:
-    """Raise UserError where writing `target` would destroy `source`: it is the same place, lies in it, or around it.
+    """Raise UserError where `target` is an address, or where writing it would destroy `source`: in it, or around it.
 
     source: a file or a folder; None is none. named: what the user calls the target. advice: the sentence's end.
     """
+    to_write(target)
     if source is None:
         return
     if same_place(source, target):
@@ -107,6 +110,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 def unused(folder: Path) -> None:
     """Raise UserError where something is in the place of a folder that is to be made by --to; it may be empty."""
+    to_write(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already, and is not overwritten: move it away, or choose another --to.")
 
@@ -431,7 +435,7 @@ def lock_file(path: Path) -> int | None:
 @contextmanager
 def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """In the block this process alone makes the file `path`: while another one is at it, wait. waiting: hears of it."""
-    lock = path.with_name(f".{path.name}.lock")
+    lock = to_write(path).with_name(f".{path.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     if (descriptor := lock_file(lock)) is None:
         waiting()

@@ -418,12 +418,12 @@ _ONLY_THERE = ("metrics.csv", "evaluations.json", "distil.json", "checkpoints", 
 
 
 def spare(path: Path | None, force: bool) -> None:
-    """Raise UserError where a file is there that is not to be replaced; None: nothing is to be written.
+    """Raise UserError where a file is there that is not to be replaced, and for an address; None: nothing is written.
 
     force: it is replaced, but for a part of a run or of an exported policy: what its `SHA256SUMS` names, and what only
     it has (its metrics, checkpoints, TensorBoard's files, model and images).
     """
-    if path is None or not path.is_file():
+    if path is None or not to_write(path).is_file():
         return
     if not force:
         raise UserError(f"{path} exists. Use --force to replace it.")

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from diffrl.data import d4rl
+from diffrl.data.arrays import discrete_values
 from diffrl.data.checks import Finding, Known, Taken, _observed, counted_limit, examine, take
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, NOT_MEASURED, USELESS, Verdict
-from diffrl.data.offline import OfflineDataset, discrete_values
+from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.errors import DataError, UserError
 from tests.data.pendulum import ENDS, Columns, cases, pendulum
@@ -316,8 +317,8 @@ def test_actions_of_whole_types_are_refused_by_their_values(written, data, kind)
 def test_floats_that_are_few_and_whole_look_discrete(written, data):
     dataset = written(data | {"actions": (data["actions"] > 0).astype(np.float32)})
     (finding,) = found(dataset, None)
-    assert finding.sentence == "actions: only the values 0, 1 occur, as of discrete actions;"
-    assert "write them as float32" in finding.remedy
+    assert str(finding) == "actions: look discrete (only 0 and 1): a continuous policy would act between them."
+    assert finding.severity == "warning"
     beyond = written(data | {"actions": np.arange(2000, dtype=np.float32) % 3})
     assert "Their values are 0, 1, 2 alone: discrete actions" in found(beyond, None)[0].sentence
     for continuous in ([-1, 1, -1], [-2, 0, 2], [0, 0, 0], [0, 1, 0.5], range(40)):

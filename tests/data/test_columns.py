@@ -90,7 +90,7 @@ def test_a_column_that_is_not_needed_is_not_touched_and_not_copied(file, tmp_pat
 @pytest.mark.parametrize(
     ("make_it", "said"),
     [
-        (lambda opened: opened.create_group("timeouts"), "timeouts is a group"),
+        (lambda opened: opened.create_group("timeouts"), r"timeouts is a group; .* Remove it\.$"),
         (lambda opened: opened.create_dataset("timeouts", data=h5py.Empty("f4")), "timeouts is an empty data set"),
         (lambda opened: opened.__setitem__("timeouts", h5py.SoftLink("/nothing")), "where there is nothing"),
         (lambda opened: opened.__setitem__("timeouts", h5py.SoftLink("/timeouts")), "without an end"),
@@ -263,3 +263,15 @@ def test_a_file_of_many_keys_names_ten(tmp_path):
         d4rl.read(tmp_path / "file.hdf5")
     assert "(200 in all)" in str(caught.value)
     assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("key", ["observations", "next_observations"])
+def test_the_parts_of_a_dictionary_are_to_be_joined_and_not_removed(file, key):
+    with h5py.File(file, "r+") as opened:
+        opened.pop(key, None)
+        for part in ("a", "b"):
+            opened[f"{key}/{part}"] = np.zeros((10, 2), np.float32)
+    said = rf"{key} is a group; .* Join its parts \(a, b\) into one array of columns, .* Gymnasium's order of keys"
+    with pytest.raises(DataError, match=said) as error:
+        d4rl.read(file)
+    assert "Remove" not in str(error.value)

@@ -21,6 +21,7 @@ from diffrl.support.errors import UserError
 from envs import datasets, plots, registry
 from envs.task import find_task
 from tests.data.pendulum import cases, pendulum
+from tests.runs.test_strange_folders import mortal
 
 
 @pytest.fixture(autouse=True)
@@ -526,7 +527,7 @@ def odd(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "env", "code", "text"),
     [
-        ("wide_actions", None, 1, "Name the environment they are from (--env ID)"),
+        ("wide_actions", None, 1, "say otherwise. --env ID gives the true bounds, those of the environment"),
         ("wide_actions", None, 1, "without one, store them in metadata/action_low and metadata/action_high."),
         ("wide_actions", "Pendulum-v1", 0, "No problems found."),
         ("unit_actions", "Pendulum-v1", 0, "--actions normalised"),
@@ -620,3 +621,215 @@ def test_generate_writes_hdf5_by_its_name(tmp_path, benchmark, output):
     with pytest.raises(UserError, match=r"expected a path ending in \.hdf5 or \.h5"):
         Generate(benchmark, rows=10, output=tmp_path / output).run()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("file:///shared/o.hdf5", r"^file:///shared/o\.hdf5: files are written to a path: give /shared/o\.hdf5\.$"),
+        ("s3://b/o.hdf5", "^s3://b/o.hdf5: files are written to a path"),
+        ("memory://b/o.hdf5", "^memory://b/o.hdf5: files are written to a path"),
+        ("minari:", r"^Cannot write 'minari:': .* or minari:ID"),
+        ("minari:bad", "^Cannot write 'minari:bad': .* ends in -v and a number"),
+        ("minari:here/there-v0", "exists .* Use --force"),
+        ("/proc/o/o.hdf5", "^/proc/o/o.hdf5 cannot be written: No such file"),
+    ],
+)
+def test_convert_looks_at_its_target_before_its_source(make, tmp_path, target, said):
+    """Which is unfit here, and would be refused for that."""
+    minari_format.write("here/there-v0", make([5], "t"))
+    dataset = make([5], "t")
+    dataset.rewards[2] = np.nan
+    source = d4rl.write_blocks(tmp_path / "bad.hdf5", [dataset.columns()], {})
+    with pytest.raises(UserError, match=said):
+        Convert(str(source), target).run()
+    with pytest.raises(UserError, match="rewards: row 2 holds nan"):
+        Convert(str(source), str(tmp_path / "new.hdf5")).run()
+
+
+def test_clipping_says_how_many_rows_to_which_bounds_and_whose(tmp_path, capsys):
+    source, target = str(odd(tmp_path, "wide_actions")), tmp_path / "b.hdf5"
+    beyond = int((np.abs(datasets.load_dataset(source, action_limit=None).actions) > 1).sum())
+
+    def converted(source: str, **options: str) -> tuple[str, object]:
+        Convert(source, str(target), clip_actions=True, force=True, **options).run()
+        said = capsys.readouterr()
+        return " ".join((said.out + said.err).split()), d4rl.read(target, action_limit=None).metadata.get(
+            "clipped_actions"
+        )
+
+    said, kept = converted(source)
+    assert kept.startswith(f"{beyond} of 400 rows, to [-1, 1], assumed as no environment and no bounds")
+    assert said.count("[-1, 1]") == 1
+    assert f"actions: clipped in {kept}. --env ID gives the true bounds" in said
+    assert Info(str(target)).run() == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"Warnings: - actions: clipped in {beyond} of 400 rows, to [-1, 1], assumed" in out
+    assert "No problems found" not in out
+    said, kept = converted(source, env="Pendulum-v1")  # whose bounds are wider
+    assert kept is None
+    assert "actions: none is clipped, all lie in [-2, 2], the bounds of Pendulum-v1." in said
+    with h5py.File(source, "r+") as file:
+        file["actions"][7] = 3.0
+    said, kept = converted(source, env="Pendulum-v1")
+    assert kept == "1 of 400 rows, to [-2, 2], the bounds of Pendulum-v1"
+    assert f"actions: clipped in {kept}." in said
+    assert Info(str(target)).run() == 0
+    assert "No problems found." in capsys.readouterr().out
+
+
+def test_advice_to_clip_names_the_environment_that_was_named(tmp_path, capsys):
+    """Without it the command would clip to assumed bounds."""
+    source = str(odd(tmp_path, "wide_actions"))
+    with h5py.File(source, "r+") as file:
+        file["actions"][7] = 3.0
+    for env, named in ((None, "ID"), ("Pendulum-v1", "Pendulum-v1")):
+        assert Info(source, env=env).run() == 1
+        assert f"NEW.hdf5 --env {named} --clip-actions`" in " ".join(capsys.readouterr().out.split())
+    with h5py.File(source, "r+") as file:
+        file["metadata/env_id"] = np.bytes_("Pendulum-v1")
+    assert Info(source).run() == 1
+    assert "NEW.hdf5 --clip-actions`" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_file_of_an_environment_of_discrete_actions_is_refused_whatever_their_type(make, tmp_path, capsys):
+    dataset = make([30, 20], "to")
+    four = np.tile(dataset.observations[:, :1], 4)
+    dataset = replace(dataset, observations=four, actions=(dataset.actions[:, :1] > 0).astype(np.float32))
+    unsaid = str(d4rl.write(tmp_path / "unsaid.hdf5", dataset))
+    dataset.metadata["env_id"] = "CartPole-v1"
+    named, new = str(d4rl.write(tmp_path / "named.hdf5", dataset)), str(tmp_path / "new.hdf5")
+    said = "CartPole-v1 are Discrete(2): discrete actions are not supported"
+    for source, env in ((named, ()), (unsaid, ("--env", "CartPole-v1"))):
+        assert main(["train", "--agent", "bc", "--dataset", source, *env, "--out", str(tmp_path / "run")]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+        assert main(["data", "convert", source, new, *env]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+        assert not Path(new).exists()
+        assert main(["data", "info", source, *env]) == 1
+        assert f"Problems: - The actions of {said}" in " ".join(capsys.readouterr().out.split())
+    assert main(["data", "info", unsaid]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "actions: look discrete (only 0 and 1): a continuous policy would act between them." in out
+    assert "not supported" not in out
+
+
+def test_info_of_first_rows_says_so_and_leaves_out_the_episode_that_is_cut(make, tmp_path, capsys):
+    path = str(d4rl.write(tmp_path / "a.hdf5", make([10, 20, 30], "too", has_next=True)))
+    picture = tmp_path / "a.png"
+
+    def told(rows: int) -> tuple[str, list[str]]:
+        assert Info(path, picture, rows=rows, force=True).run() == 0
+        lines = capsys.readouterr().out.splitlines()
+        return next(line for line in lines if "(--rows)" in line), [line.split() for line in lines]
+
+    first, lines = told(35)
+    assert first == "35 of 60 rows (--rows), 2 episodes and 5 rows of one that --rows cuts; 1 terminal, 1 timeout"
+    assert next(words[1:6:4] for words in lines if words[:1] == ["steps"]) == ["10.0", "20.0"]
+    first, lines = told(30)  # exactly at a timeout
+    assert first == "30 of 60 rows (--rows), 2 episodes; 1 terminal, 1 timeout"
+    first, lines = told(5)
+    assert first == "5 of 60 rows (--rows), 0 episodes and 5 rows of one that --rows cuts; 0 terminals, 0 timeouts"
+    assert ["--rows", "cuts", "the", "one", "episode"] in [words[:5] for words in lines]
+    Info(path, rows=60).run()
+    assert "\n60 rows, 3 episodes; 1 terminal, 2 timeouts\n" in capsys.readouterr().out
+
+
+def test_first_rows_that_end_where_the_limit_does_hold_whole_episodes(tmp_path, capsys):
+    """Where nothing is marked, and episodes are counted by the limit."""
+    source = str(odd(tmp_path, "no_marks_next"))
+    for rows, said in ((200, "1 episode;"), (250, "1 episode and 50 rows of one that --rows cuts;")):
+        Info(source, env="Pendulum-v1", rows=rows).run()
+        assert f"{rows} of 400 rows (--rows), {said}" in capsys.readouterr().out
+
+
+def test_statistics_are_of_finite_values_and_all_problems_are_told(make, tmp_path, capsys):
+    dataset = make([10, 20, 30], "ttt", has_next=True)
+    dataset.rewards[3], dataset.observations[:, 1], dataset.actions[4, 0] = np.nan, np.inf, 7
+    path = str(d4rl.write_blocks(tmp_path / "a.hdf5", [dataset.columns()], {}))
+    assert Info(path).run() == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = {words[0]: words[1:] for words in lines if words}
+    returns = dataset.episode_returns()[1:]
+    assert table["return"] == [f"{x:.1f}" for x in (*np.quantile(returns, [0, 0.25, 0.5, 0.75, 1]), returns.mean())] + [
+        f"{returns.std():.1f}",
+        "1",
+    ]
+    assert table["observations[1]"] == ["-", "-", "-", "-", "60"]
+    rewards = np.delete(dataset.rewards, 3).astype(float)
+    numbers = (rewards.min(), rewards.max(), rewards.mean(), rewards.std())
+    assert table["rewards"] == [*(f"{x:.4g}" for x in numbers), "1"]
+    assert sum(words[-2:] == ["not", "finite"] for words in lines) == 2
+    text = " ".join(word for words in lines for word in words)
+    for problem in ("observations: row 0 holds inf", "rewards: row 3 holds nan", "actions: row 4 holds 7"):
+        assert f"- {problem}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file/p.png", r"file/p\.png cannot be written: Not a directory\. Choose another place for it"),
+        ("folder.png", r"folder\.png cannot be written: it is a folder"),
+        ("p.gif", r"p\.gif: expected a path ending in \.png, \.svg, \.pdf, \.jpg or \.jpeg\.$"),
+        ("p", r"p: expected a path ending in"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_told_first_in_one_line(make, tmp_path, capsys, name, said):
+    path = str(d4rl.write(tmp_path / "a.hdf5", make([5], "t")))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=said):
+        Info(path, tmp_path / name).run()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("ending", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF"), ("jpg", b"\xff\xd8")]
+)
+def test_a_picture_has_the_format_of_its_ending(make, tmp_path, ending, begins):
+    path = d4rl.write(tmp_path / "a.hdf5", make([5], "t"))
+    Info(str(path), tmp_path / f"p.{ending}").run()
+    assert (tmp_path / f"p.{ending}").read_bytes().startswith(begins)
+
+
+def test_a_checksum_that_cannot_be_added_is_told_in_one_line(make, tmp_path):
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    path = d4rl.write_blocks(shut / "a.hdf5", [make([5], "t").columns()], {})
+    with h5py.File(path, "r+") as file:
+        del file.attrs["sha256"]
+    shut.chmod(0o555)
+    done = mortal("data", "info", str(path), "--add-checksum")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"diffrl: {path} cannot be written anew, with a checksum: Permission denied. It is as it was.\n"
+    )
+
+
+def test_info_of_a_minari_id_that_is_not_here_says_what_is_known_as_of_d4rl_s(capsys, tmp_path):
+    for name, way in (("mujoco/hopper/medium-v0",) * 2, ("minari:mujoco/hopper/medium-v0", "mujoco/hopper/medium-v0")):
+        assert Info(name).run() == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "mujoco/hopper/medium-v0: Hopper-v5; reference returns" in out
+        assert f"Not on this machine. Get it with: diffrl data download {way}" in out
+    with pytest.raises(UserError, match="--picture needs the data set"):
+        Info("mujoco/hopper/medium-v0", tmp_path / "p.png").run()
+    with pytest.raises(UserError, match="is not on this machine"):  # of which nothing is known
+        Info("of/nobody-v0").run()
+
+
+def test_the_first_commands_of_the_page_are_in_an_order_that_works():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert page.index("\ndiffrl data generate maze2d-umaze-v1") < page.index("\ndiffrl data info maze2d-umaze-v1")
+
+
+@pytest.mark.parametrize("benchmark", ["maze2d-umaze-v1", "pointmaze-medium-navigate-v0"])
+def test_generate_writes_to_no_address_and_makes_nothing_first(tmp_path, monkeypatch, capsys, benchmark):
+    monkeypatch.chdir(tmp_path)
+    target = Path("file:///shared/u.hdf5")
+    few = {"episodes": 1, "jobs": 1} if "point" in benchmark else {"rows": 50}
+    with pytest.raises(UserError, match=r"^file:///shared/u\.hdf5: .* give /shared/u\.hdf5\.$"):
+        Generate(benchmark, output=target, **few).run()
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr()
+    assert "50/50" not in said.out + said.err

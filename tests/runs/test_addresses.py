@@ -22,7 +22,7 @@ from diffrl.runs.run import Run
 from diffrl.runs.study.scores import Scores
 from diffrl.support import files, remote
 from diffrl.support.errors import DataError, UserError
-from diffrl.support.folder import Damaged
+from diffrl.support.folder import Damaged, spare
 from envs.datasets import load_dataset
 from tests.runs.made_runs import made_run, small
 
@@ -88,8 +88,6 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
         ("s3://bucket/a", "s3://bucket/a", None),
         ("s3:/bucket/a", "s3://bucket/a", None),  # as pathlib writes it
         ("https://host/a.hdf5", "https://host/a.hdf5", None),
-        ("file:///shared/a", None, "/shared/a"),
-        ("file:/shared/a", None, "/shared/a"),
         ("runs/a", None, "runs/a"),
         ("runs/a:/b", None, "runs/a:/b"),
         ("C:/runs/a", None, "C:/runs/a"),
@@ -106,6 +104,22 @@ def test_what_is_an_address(name: str, address: str | None, path: str | None) ->
     else:
         with pytest.raises(UserError, match="written to a path"):
             files.to_write(name)
+
+
+@pytest.mark.parametrize("name", ["file:///shared/a", "file:/shared/a", "local:///shared/a"])
+def test_a_url_of_files_is_read_as_its_path_and_never_written_to(name: str) -> None:
+    """Its plain path is named, whatever pathlib made of the slashes."""
+    for given in (name, Path(name)):
+        assert files.address_of(given) is None
+        assert files.path_of(given) == Path("/shared/a")
+        for check in (files.to_write, files.unused):
+            with pytest.raises(UserError, match=r"^(file|local):///shared/a: .* a path: give /shared/a\.$"):
+                check(given)
+    with pytest.raises(UserError, match=r"give /shared/a\.$"), files.atomic_path(name):
+        pass
+    for address in ("memory://b/a", "s3://b/a"):
+        with pytest.raises(UserError, match="written to a path"):
+            spare(Path(address), force=True)
 
 
 def test_a_folder_here_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,8 +184,9 @@ def test_runs_of_a_runs_configuration_have_the_name_of_its_folder(tmp_path: Path
     assert plan.bases([str(tmp_path / "one" / "config.yaml")], [], [])[0][0] == "config"
 
 
-def test_a_folder_may_be_given_as_a_url_of_files() -> None:
-    assert to_write(Path("file:///shared/sweeps/a")) == Path("/shared/sweeps/a")
+def test_a_folder_is_given_as_its_path() -> None:
+    with pytest.raises(UserError, match=r"^file:///shared/sweeps/a: runs are .* a path: give /shared/sweeps/a\.$"):
+        to_write(Path("file:///shared/sweeps/a"), "runs")
     assert to_write(Path("sweeps/a:/b")) == Path("sweeps/a:/b")
 
 
