@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from diffrl.augment import chunks
+from diffrl.augment import chunks, contract
 from diffrl.augment.augmenter import Augmenter, RealData
 from diffrl.augment.columns import as_dataset, of_terminals
 from diffrl.augment.config import Request
@@ -96,6 +96,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
     target.spare(request.dataset)
     device = resolve_device(request.device)
     settle()
+    contract.hold(augmenter, by)
     data = open_data(request, quiet)
     augmenter.open(data, request.held_out, request.seed, device)
     if len(augmenter.train) < LEAST_ROWS:
