@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from diffrl.augment.augmenter import Augmenter
+from diffrl.augment.config import Request
+from diffrl.augment.methods import Method
 from diffrl.data.offline import Floats
 from diffrl.support.errors import UserError
 from diffrl.support.plugins import Plugin
@@ -95,6 +98,13 @@ def hold(augmenter: Augmenter, by: str) -> None:
         return made
 
     augmenter.sample, augmenter.table = sample, table  # type: ignore[method-assign]
+
+
+def options(request: Request, augmenter: Augmenter) -> set[str]:
+    """The names of the method's options: of another package's the fields of its class, of ours the model's settings."""
+    if isinstance(request, Method):
+        return {field.name for field in dataclasses.fields(request)}
+    return set(augmenter.model_settings)
 
 
 def _refuse_odd(augmenter: Augmenter, by: str, table: Mapping[str, NDArray[Any]], method: str) -> None:
