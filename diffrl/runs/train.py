@@ -21,7 +21,7 @@ from diffrl.runs import workers
 from diffrl.runs.acting import cost_of_acting, source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
 from diffrl.runs.kind import FILES, OFFLINE
-from diffrl.runs.policy import CheckpointEvaluator, build_agent
+from diffrl.runs.policy import CheckpointEvaluator, build_agent, refuse_misfit
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support import failure
 from diffrl.support.console import StepsBar, console, steps_bar
@@ -348,9 +348,8 @@ def reopened(
     run = dataclasses.replace(run, config=config)
     with lowering_memory(config, run.path):
         agent = build_agent(run, device)
-    run.seal()
-    run.write_config()
-    checkpoint.clean(run.path, saved.step)
+    refuse_misfit(run, agent, saved)
+    run.goes_on(saved.step)
     return run, agent, transitions, saved
 
 
