@@ -17,7 +17,7 @@ from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
-from diffrl.runs import workers
+from diffrl.runs import packages, workers
 from diffrl.runs.acting import cost_of_acting, source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
 from diffrl.runs.kind import FILES, OFFLINE
@@ -267,7 +267,19 @@ def fit(
             raise UserError(
                 f"Writing to {run.path} failed: {error.strerror or error}. Mend that. {what_works(run.path)}"
             ) from error
+        except Exception as error:
+            if not isinstance(error, UserError) and (package := packages.of_agent(config.agent.name)):
+                error.add_note(_mend(run, package))  # the last line of its traceback
+            raise
     return book.scores
+
+
+def _mend(run: Run, package: str) -> str:
+    """What to do where the agent of a package, in this version, has raised an error in training: a line."""
+    saved = checkpoint.steps(run.path)
+    kept = f"Saved up to step {saved[-1]:,}" if saved else "Nothing is saved"
+    then = f"mend it, and `diffrl resume {typed(run.path)}` goes on." if saved else "mend it, and begin anew."
+    return f"{kept}. The agent {run.config.agent.name} is of {package}: {then}"
 
 
 def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,3 +171,22 @@ def test_other_networks_are_the_packages_and_change_nothing(
     for act in (lambda: diffrl.load_policy(run), lambda: diffrl.evaluate(run, episodes=1)):
         with pytest.raises(CheckpointError, match="that the code of kit makes"):
             act()
+
+
+@pytest.mark.parametrize("where", ["update", "act"])
+def test_an_error_of_the_packages_agent_ends_with_what_is_saved(site: Path, run: Path, where: str) -> None:
+    """The traceback is its author's; its last line says up to where the run is saved, and what goes on."""
+    if where == "update":
+        changed(site, "self.step += 1", "self.step += int(self.step) < 6 or batch.missing")
+    else:
+        changed(site, "return self.actor(obs", "return self.missing(obs")
+    with pytest.raises(AttributeError, match="missing") as caught:
+        main(["resume", str(run), "--steps", "8"])
+    last = traceback.format_exception(caught.value)[-1]
+    step = 4 if where == "update" else 8
+    assert (
+        last == f"Saved up to step {step}. The agent kit is of kit 1.0: mend it, and `diffrl resume {run}` goes on.\n"
+    )
+    changed(site, "", "")
+    assert main(["resume", str(run), "--steps", "8"]) == 0
+    assert max(folder.steps(run)) == 8
