@@ -123,7 +123,8 @@ def _augment(words: Sequence[str]) -> int:
             print(f"diffrl: {line}", file=sys.stderr)
     elif (brought := methods.find(words[0], verbs)) is not None:
         verbs[words[0]] = augment.of_package(words[0], brought)
-    return _subcommand("augment", about, verbs, words, lambda: methods.names(verbs))
+    elsewhere = plugins.not_here(methods.GROUP) if words and not words[0].startswith("-") else ""
+    return _subcommand("augment", about, verbs, words, lambda: methods.names(verbs), elsewhere)
 
 
 def _finetune(words: Sequence[str]) -> int:
@@ -179,8 +180,12 @@ def _subcommand(
     verbs: Mapping[str, type],
     words: Sequence[str],
     others: Callable[[], Sequence[str]] = lambda: (),
+    elsewhere: str = "",
 ) -> int:
-    """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`. others: gives further verbs."""
+    """Run `diffrl NAME VERB ...`, whose verbs are dataclasses with a `run()`.
+
+    others: gives further verbs. elsewhere: where a verb may be that is not here, as `plugins.not_here` says it.
+    """
     import tyro
 
     from diffrl.commands.words import flag_values, parse, switches
@@ -192,24 +197,25 @@ def _subcommand(
             app.command(name=verb)(type(schema.__name__, (schema,), {"__doc__": first}))
         app.cli(args=["--help"], prog=f"diffrl {name}", description=description)
     if words[0] not in verbs:
-        raise _no_command(words, {verb: f"{name} {verb}" for verb in [*verbs, *others()]}, name)
+        raise _no_command(words, {verb: f"{name} {verb}" for verb in [*verbs, *others()]}, name, elsewhere)
     # Its verb alone: in what several verbs have, tyro names those that are not meant, and not as they are called.
     schema = verbs[words[0]]
     asked: Any = parse(schema, flag_values(words[1:], switches(schema)), f"diffrl {name} {words[0]}")
     return int(asked.run() or 0)
 
 
-def _no_command(words: Sequence[str], known: Mapping[str, str], parent: str = "") -> UserError:
+def _no_command(words: Sequence[str], known: Mapping[str, str], parent: str = "", elsewhere: str = "") -> UserError:
     """The error for words of which the first is no command, with the whole command that was meant, where one is near.
 
     known: the command of each word that stands in its place; parent: the command that the words follow, if any.
+    elsewhere: what is added where none is near.
     """
     said = " ".join(["diffrl", *([parent] if parent else [])])
     near = None if words[0].startswith("-") else closest(words[0], known, cutoff=0.65)
     if near is not None:
         meant = f"did you mean `diffrl {shlex.join([*known[near].split(), *words[1:]])}`?"
     elif parent:
-        meant = f"there are {joined([f'`diffrl {command}`' for command in known.values()])}."
+        meant = f"there are {joined([f'`diffrl {command}`' for command in known.values()])}.{elsewhere}"
     else:
         meant = "`diffrl --help` lists what there is."
     return UserError(f"There is no `{said} {shortened(words[0])}`: {meant}")

@@ -164,9 +164,9 @@ def hint(benchmark_id: str) -> str:
     if meant is not None:
         return f"did you mean {meant!r}?"
     known = of_package(benchmark_id) or ogbench.near(benchmark_id) or named()
-    elsewhere = plugins.not_here("diffrl.datasets") * (closest(benchmark_id, known) is None)
     family, families = benchmark_id.partition("-")[0][:60], {known_id.partition("-")[0] for known_id in named()}
     near = difflib.get_close_matches(family, families, n=1, cutoff=0.75)
+    elsewhere = plugins.not_here("diffrl.datasets") * (closest(benchmark_id, known) is None or not near)
     said = nearest(benchmark_id, known)
     if closest(benchmark_id, known) is None and near:
         said = f"did you mean {near[0]!r}? `diffrl data list {near[0]}` shows its data sets."

@@ -1,5 +1,6 @@
 """Tasks: the environment that a policy is evaluated in, and the references that make scores of its returns."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -277,7 +278,20 @@ def task_of(name: str, metadata: Mapping[str, Any], **asked: Unpack[Asked]) -> T
     if minari is not None and minari.fits(env_id, task.env_kwargs):
         return replace(task, reference=minari.reference)
     source = str(metadata.get("source", ""))
-    return replace(task, reference=registry.reference_of(env_id, task.env_kwargs, source) if env_id else None)
+    reference = registry.reference_of(env_id, task.env_kwargs, source) if env_id else None
+    return replace(task, reference=reference or _reference_of_source(source, task))
+
+
+def _reference_of_source(source: str, task: Task) -> str | None:
+    """The benchmark that data were made from, where it is scored in the task's environment; None: there is none such.
+
+    source: as the data name it. Of D4RL's and OGBench's environments the references are known without it.
+    """
+    with contextlib.suppress(UserError):  # of a package that is broken
+        own = registry.find(source)
+        if own is not None and own.has_scores and task.env_id == own.env_id and task.env_kwargs == dict(own.env_kwargs):
+            return own.id
+    return None
 
 
 class DiscreteActions(UserError):
@@ -397,6 +411,11 @@ def benchmark_family(reference: str) -> str:
         return reference
     words = reference.split("-")
     return "-".join(words[:2]) if words[0] == "maze2d" else words[0]
+
+
+def references_of(reference: str) -> str:
+    """Whose the reference returns of a benchmark are: D4RL, or what the ids of another package's family begin with."""
+    return "D4RL" if registry.is_d4rl(reference) else benchmark_family(reference)
 
 
 def score_word(reference: str) -> str:

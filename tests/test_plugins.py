@@ -157,13 +157,19 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
     assert "The run was made with toy-package 1.0." in said
     with pytest.raises(UserError, match=r"which is not installed here\. .*exported needs toy-package 1\.0, by its"):
         load_policy(exported)
-    assert main(["train", "--agent", "bcc", "--dataset", "maze2d-umaze-v1"]) == 2
-    assert "another package" not in capsys.readouterr().err  # where it was typed, one that is near is meant
+    for words in (
+        ["train", "--agent", "bcc", "--dataset", "maze2d-umaze-v1"],
+        ["augment", "synter", "maze2d-umaze-v1"],
+    ):
+        assert main(words) == 2
+        assert "another package" not in capsys.readouterr().err  # where it was typed, one that is near is meant
     assert main(["resume", str(run), "--steps", "400"]) == 2
     assert "diffrl.agents" in capsys.readouterr().err
     for words, group in (
         (["train", "--agent", "bc", "--dataset", "toyfam-small"], "datasets"),
+        (["train", "--agent", "bc", "--dataset", "spin-medium-v0"], "datasets"),  # near to ant-medium-v0
         (["finetune", "--reward", "toyish"], "rewards"),
+        (["augment", "jitter", "toyfam-small"], "augmenters"),
     ):
         assert main(words) == 2
         said = f"may be of another package (entry point `diffrl.{group}`), which is not installed here"
@@ -191,6 +197,16 @@ def test_the_recipes_of_contributing_can_be_copied(site: Path, capsys: pytest.Ca
         ["augment", "gaussian", "mine-small", "--steps", "50", "--samples", "2000", "--out", str(more)],
     ):
         assert main(words) == 0
+    again = site.parent / "again"
+    words = ["train", "--agent", "linear", "--dataset", str(more), "--env", "mine_data:Mine-v0", "--steps", "300"]
+    assert main([*words, "--out", str(again)]) == 0  # scored as the family is that its rows are from
+    capsys.readouterr()
+    assert main(["report", str(run), str(again), "--by", "environment", "--out", str(site.parent / "page")]) == 0
+    table = [line.split(",") for line in (site.parent / "page" / "results.csv").read_text().splitlines()]
+    assert {line[0] for line in table[1:]} == {"mine_data:Mine-v0"}
+    assert {line[1] for line in table[1:]} == {"linear on mine-small", "linear on more.hdf5"}
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "Scaled by mine's reference returns for mine, but data or environment are not mine's: do not" in said
     made = d4rl.read(more)
     assert made.metadata["algorithm"] == "A Gaussian (Gauss 1809), mine 1.0"
     assert np.cov(made.observations[:, 0], made.actions[:, 0])[0, 1] == pytest.approx(1 / 6, abs=0.02)  # a = s / 2

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from diffrl.augment import chunks
+from diffrl.augment import chunks, contract
 from diffrl.augment.augmenter import Augmenter, RealData
 from diffrl.augment.columns import as_dataset, of_terminals
 from diffrl.augment.config import Request
@@ -96,6 +96,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
     target.spare(request.dataset)
     device = resolve_device(request.device)
     settle()
+    contract.hold(augmenter, by)
     data = open_data(request, quiet)
     augmenter.open(data, request.held_out, request.seed, device)
     if len(augmenter.train) < LEAST_ROWS:
@@ -114,7 +115,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
         generated = _generate(folder, begun, augmenter, n, device, quiet)
         n = augmenter.look(generated)
         # The data set comes last: where it is, nothing is left to do.
-        verdict = _report(folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
+        verdict = _report(request, folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
         with work("Writing", "rows", quiet) as on_progress:
             about = provenance(request, augmenter, data, begun.fingerprint, n, by) | verdict.metadata()
             about |= of_terminals(data.dataset, request.mix == "append", augmenter.ends(generated))
@@ -444,6 +445,7 @@ def _whole(rows: int, augmenter: Augmenter) -> int:
 
 
 def _report(
+    request: Request,
     folder: Path,
     begun: Begun,
     data: RealData,
@@ -492,5 +494,5 @@ def _report(
     write_report(found, train, synthetic, folder, title)
     verdict = verdict_of(found)
     if not quiet:
-        say(found, helps=True)
+        say(found, contract.options(request, augmenter))
     return verdict

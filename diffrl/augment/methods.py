@@ -44,7 +44,10 @@ class Method(Request, ABC):
         plugin = plugins.bringing(GROUP, type(self).__mro__)  # the verb's class is made of the package's
         if plugin is None:  # in Python, without an entry point: of the package that its class is in
             return augment(self, self.augmenter(), quiet=quiet, by=type(self).__module__.partition(".")[0])
-        return augment(self, _made(plugin, self), quiet=quiet, by=plugin.release)
+        from diffrl.augment.contract import blame
+
+        blame(made := _made(plugin, self), plugin)
+        return augment(self, made, quiet=quiet, by=plugin.release)
 
 
 def _made(plugin: Plugin, method: Method) -> Augmenter:

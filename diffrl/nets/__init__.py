@@ -13,7 +13,7 @@ from diffrl.nets.mlp import (
     mish,
     seed_generator,
 )
-from diffrl.nets.optim import Adam, SeparateAdam, average_, copy_state_, frozen, seed_norms, state_of
+from diffrl.nets.optim import Adam, SeparateAdam, average_, check_state, copy_state_, frozen, seed_norms, state_of
 
 __all__ = [
     "MLP",
@@ -25,6 +25,7 @@ __all__ = [
     "TimeEmbedding",
     "affine",
     "average_",
+    "check_state",
     "copy_state_",
     "dropout_mask",
     "frozen",

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from typing_extensions import override
 
+from diffrl.support.errors import listed
+
 EPS = 1e-8
 """What Adam adds to sqrt(v_hat), as in Kingma & Ba 2015 and torch.optim.Adam."""
 
@@ -253,14 +255,22 @@ def state_of(parts: Mapping[str, nn.Module | Adam]) -> dict[str, Tensor]:
     return {f"{name}.{key}": value.detach() for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
-def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy each tensor of `state` into that of its name in `own`. Raises ValueError where names or shapes differ.
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, saying which, where names or shapes of `state`, a checkpoint's, differ from `own`, a network's.
 
     A number () goes to each of (S,) seeds: older versions had one count of an optimiser's steps for all.
     """
-    if own.keys() != state.keys():
-        raise ValueError(f"names differ: {sorted(own.keys() ^ state.keys())[:3]} ...")
+    sides = {"in the checkpoint alone": state.keys() - own.keys(), "in the network alone": own.keys() - state.keys()}
+    if any(sides.values()):
+        raise ValueError("; ".join(f"{side}: {listed(names, 3)}" for side, names in sides.items() if names))
     for name, tensor in own.items():
         if tensor.shape != state[name].shape and not (tensor.ndim == 1 and state[name].ndim == 0):
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+            found, expected = tuple(state[name].shape), tuple(tensor.shape)
+            raise ValueError(f"{name} has shape {found} in the checkpoint, {expected} in the network")
+
+
+def copy_state_(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy each tensor of `state` into that of its name in `own`. Raises ValueError as `check_state`."""
+    check_state(own, state)
+    for name, tensor in own.items():
         tensor.copy_(state[name])

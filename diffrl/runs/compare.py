@@ -32,7 +32,7 @@ from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
 from diffrl.training.logs import returns_of
-from envs.task import Task, benchmark_family, score_word
+from envs.task import Task, benchmark_family, references_of, score_word
 
 DRAWN = 4
 """Start states whose trajectories are drawn."""
@@ -313,10 +313,8 @@ def page(rolled: Sequence[Rolled], task: Task, seed: int, picture: bytes, which:
     if task.scored_by_success and not task.comparable:
         caveat = " Data or environment are not the benchmark's own."
     elif task.reference and not task.comparable:
-        caveat = (
-            f" Scaled by D4RL's references for {html.escape(benchmark_family(task.reference))}, but data or "
-            "environment are not D4RL's."
-        )
+        family, of = html.escape(benchmark_family(task.reference)), html.escape(references_of(task.reference))
+        caveat = f" Scaled by {of}'s references for {family}, but data or environment are not {of}'s."
     if task.fidelity:
         caveat += f" {html.escape(task.fidelity)}"
     if len(rolled) > 2:

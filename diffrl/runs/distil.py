@@ -23,7 +23,7 @@ from diffrl.data.transitions import Transitions
 from diffrl.runs.acting import Actor, Evaluator, Share, source_of_randomness
 from diffrl.runs.config import RunOptions
 from diffrl.runs.kind import FILES, kind_of
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_misfit, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.support import folder
@@ -136,9 +136,8 @@ def resume_distil(run: Run, *, steps: int | None, device: str | None, quiet: boo
     teacher = teacher_config.build(run.observation_size, run.action_size, run.config.seeds, device)
     if frozen:
         teacher.networks[teacher.generative].freeze_start(frozen)
-    run.seal()
-    run.write_config()
-    checkpoint.clean(run.path, saved.step)
+    refuse_misfit(run, agent, saved)
+    run.goes_on(saved.step)
     for file in (RESULT, PICTURE):  # of fewer steps: a cut before the new ones must not leave them standing
         (run.path / file).unlink(missing_ok=True)
     return _fit(run, settings, agent, teacher, transitions, quiet, saved)

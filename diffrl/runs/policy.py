@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 from torch import Tensor
 
 from agents.base import Agent, seed_slice
 from agents.planning import Planner
 from diffrl.data.observations import Part
 from diffrl.data.preprocessing import Preprocessing
+from diffrl.nets import check_state
+from diffrl.runs import packages
 from diffrl.runs.acting import Actor, Evaluator, Share
 from diffrl.runs.diverged import why_short
 from diffrl.runs.export import hub
@@ -196,10 +199,34 @@ def _agent_at(run: Run, saved: checkpoint.Checkpoint, seed_index: int, device: s
     try:
         agent.load_state_dict(seed_slice(saved.learner, seed_index))
     except (ValueError, IndexError, KeyError) as error:
-        raise checkpoint.CheckpointError(
-            f"The checkpoint of step {saved.step} in {run.path} does not fit its config.yaml: {first_line(error)}."
-        ) from error
+        raise _misfit(run, saved.step, error) from error
     return agent
+
+
+def refuse_misfit(run: Run, agent: Agent, saved: checkpoint.Checkpoint) -> None:
+    """Raise CheckpointError where a checkpoint does not fit a run's agent, which stays as it is."""
+    if type(agent).load_state_dict is not Agent.load_state_dict:  # which alone knows
+        return
+    try:
+        check_state(agent.state_dict(), saved.learner)
+    except ValueError as error:
+        raise _misfit(run, saved.step, error) from error
+
+
+def _misfit(run: Run, step: int, error: Exception) -> checkpoint.CheckpointError:
+    """The error for a checkpoint that does not fit the agent that its run's configuration, and its code, make."""
+    said = f"The checkpoint of step {step} in {run.path} does not fit"
+    package, why = packages.of_agent(run.config.agent.name), first_line(error).rstrip(".")
+    if not package:
+        return checkpoint.CheckpointError(f"{said} its config.yaml: {why}.")
+    made_by = run.made_by(step)
+    by = (
+        "" if not made_by else f" It was made with {made_by}{'' if made_by == package else f', and {package} is here'}."
+    )
+    return checkpoint.CheckpointError(
+        f"{said} the networks that the code of {package.rpartition(' ')[0]} makes by its config.yaml: {why}.{by} Give "
+        "the code the networks of then, or begin a new run."
+    )
 
 
 def remarks(run: Run, which: str, steps: Sequence[int], starts: bool = False) -> list[str]:
@@ -234,10 +261,17 @@ def tell_remarks(
         console.print(f"{of or f'{run.path}, {which}'}: {sentence}", style="yellow", markup=False, highlight=False)
 
 
+def _tell_other_package(run: Run) -> None:
+    """Say, once, where a run's agent is of another version of its package here."""
+    if other := run.other_package():
+        say_once(escape(other))
+
+
 def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") -> Agent:
     """The agent of one seed alone, from the `last` or `best` checkpoint or that of a step."""
     if seed not in run.config.seeds:
         raise UserError(f"{run.path} has no seed {seed}; it has {', '.join(map(str, run.config.seeds))}.")
+    _tell_other_package(run)
     index = run.config.seeds.index(seed)
     return _agent_at(run, _find_checkpoint(run, which, index), index, resolve_device(device))
 
@@ -251,15 +285,18 @@ def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple
     missing = [seed for seed in seeds if seed not in run.config.seeds]
     if missing:
         raise UserError(f"{run.path} has no seed {missing[0]}; it has {', '.join(map(str, run.config.seeds))}.")
+    _tell_other_package(run)
     positions = [run.config.seeds.index(seed) for seed in seeds]
     found = [_find_checkpoint(run, which, position) for position in positions]
     steps = tuple(saved.step for saved in found)
     parts = [seed_slice(saved.learner, position) for saved, position in zip(found, positions, strict=True)]
     latest = parts[steps.index(max(steps))]
     agent = build_agent(run, device, seeds)
-    agent.load_state_dict(
-        {n: torch.cat([part[n] for part in parts]) if tensor.ndim else tensor for n, tensor in latest.items()}
-    )
+    state = {n: torch.cat([part[n] for part in parts]) if tensor.ndim else tensor for n, tensor in latest.items()}
+    try:
+        agent.load_state_dict(state)
+    except ValueError as error:
+        raise _misfit(run, max(steps), error) from error
     return agent, steps
 
 
@@ -405,6 +442,8 @@ def evaluate(
     if run.task.env_id is None:
         why = "was trained without an environment" if env is None else f"cannot be evaluated in --env {env}"
         raise UserError(f"{run.path} {why}: name one to evaluate in with --env ID.")
+    if not quiet:
+        _tell_other_package(run)
     settle()
     called: dict[str, Any] = {}  # of one step that is named twice, 20 and "20", the first name
     names: tuple[Any, ...] = (which,) if isinstance(which, str | int | Integral) else tuple(which)

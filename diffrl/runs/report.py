@@ -16,7 +16,7 @@ from diffrl.support.plots import BLUE, GREEN, save
 from diffrl.support.statistics import estimate
 from envs import registry
 from envs.maze2d import Maze
-from envs.task import Task, benchmark_family, score_word
+from envs.task import Task, benchmark_family, references_of, score_word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,8 @@ def print_evaluation(
     if own and not comparable:
         title += "\n(on rebuilt data, not OGBench's own, or in a changed environment)"
     elif reference and not comparable:
-        title += "\n(scaled by D4RL's references, but data or environment are not D4RL's: not comparable)"
+        of = references_of(reference)
+        title += f"\n(scaled by {of}'s references, but data or environment are not {of}'s: not comparable)"
     single = all(len(entry["seeds"]) == 1 for entry in result.values()) and episodes == 1
     caption = f"{counted(episodes, 'episodes')} a seed" + ("" if single else "; ± standard error")
     if fidelity:

@@ -98,6 +98,8 @@ def resume(
 
         if dataset is not None:
             run = moved(run, dataset, quiet)
+        if not quiet and (other := run.other_package()):
+            console.print(other, style="yellow", markup=False, highlight=False)
         done = max(folder.steps(path), default=0)
         if steps is not None and done < steps < run.config.steps and not quiet:
             console.print(folder.ends_sooner(path, run.config.steps, steps), markup=False)

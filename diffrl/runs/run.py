@@ -1,9 +1,10 @@
 """A run's folder: what is written once, at its beginning, and how it is opened again; and what it runs on."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +68,10 @@ class _About:
     counted: Count | None = None
     data_limit: Natural | None = NOT_KEPT
     package: str = ""
+    later_packages: dict[str, str] = field(default_factory=dict)
 
 
-_ABOUT = [field.name for field in dataclasses.fields(_About)]
+_ABOUT = [one.name for one in dataclasses.fields(_About)]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Run:
     """
     package: str = ""
     """The package that brought its agent, and its version, such as "mypackage 0.1"; "": diffrl, or not known."""
+    later_packages: Mapping[str, str] = field(default_factory=dict)
+    """By the step behind which another one, or another version, went on, that one."""
 
     @property
     def teacher(self) -> str:
@@ -130,6 +134,22 @@ class Run:
             "Its critics choose among its actions, and wrongly: they are those of its idql teacher, trained with ReLU, "
             "and this run has them with Mish. Distil its teacher anew."
         )
+
+    def made_by(self, step: float = math.inf) -> str:
+        """The package and the version that made a step, by default the newest; "": diffrl, or not known."""
+        return [self.package, *(name for _, name in self._later(step))][-1]
+
+    def _later(self, step: float) -> list[tuple[int, str]]:
+        """The entries of `later_packages` that made a step up to `step`, in their order."""
+        found = [(int(after), name) for after, name in self.later_packages.items() if after.isdecimal()]
+        return sorted((after, name) for after, name in found if after < step)
+
+    def other_package(self) -> str:
+        """A sentence where the agent is of another version of its package here than it was trained with; else ""."""
+        made_by, here = self.made_by(), packages.of_agent(self.config.agent.name)
+        if not (made_by and here) or made_by == here:
+            return ""
+        return f"{self.path} was made with {made_by}, and {here} is installed here: its code may do otherwise."
 
     def untrained(self, step: int) -> str:
         """A sentence where the policy that acts is, at this step, still as it was made; else "".
@@ -269,6 +289,21 @@ class Run:
         config = dataclasses.replace(self.config, out=self.path.absolute())
         write_yaml(self.path / "config.yaml", configuration.to_dict(config))
 
+    def goes_on(self, step: int) -> None:
+        """Note down in the folder that the run goes on behind `step`, as it is configured now, and by which package.
+
+        What a cut has left behind the checkpoint of that step is cleaned away.
+        """
+        self.seal()
+        self.write_config()
+        here = packages.of_agent(self.config.agent.name)
+        later = {str(after): name for after, name in self._later(step)}
+        if here != self.made_by(step):
+            later[str(step)] = here
+        if later != self.later_packages:
+            write_json(self.path / ABOUT, read_about(self.path) | {"later_packages": later})
+        checkpoint.clean(self.path, step)
+
     def seal(self) -> None:
         """Give the folder checksums, where an older version has made it without."""
         if not sealed(self.path):
@@ -324,6 +359,7 @@ class Run:
                 told.counted,
                 told.data_limit,
                 told.package,
+                told.later_packages,
             )
         except UserError:
             raise

@@ -17,11 +17,11 @@ from diffrl.data.observations import without_goal
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import fit_preprocessing
 from diffrl.data.transitions import Transitions
-from diffrl.runs import workers
+from diffrl.runs import packages, workers
 from diffrl.runs.acting import cost_of_acting, source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
 from diffrl.runs.kind import FILES, OFFLINE
-from diffrl.runs.policy import CheckpointEvaluator, build_agent
+from diffrl.runs.policy import CheckpointEvaluator, build_agent, refuse_misfit
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support import failure
 from diffrl.support.console import StepsBar, console, steps_bar
@@ -39,7 +39,7 @@ from diffrl.training.stack import StackTrainer
 from envs import registry
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, load_known, whereabouts
 from envs.rows import first_rows
-from envs.task import Task, benchmark_family, capped, data_limit, open_task, score_word
+from envs.task import Task, benchmark_family, capped, data_limit, open_task, references_of, score_word
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -267,7 +267,19 @@ def fit(
             raise UserError(
                 f"Writing to {run.path} failed: {error.strerror or error}. Mend that. {what_works(run.path)}"
             ) from error
+        except Exception as error:
+            if not isinstance(error, UserError) and (package := packages.of_agent(config.agent.name)):
+                error.add_note(_mend(run, package))  # the last line of its traceback
+            raise
     return book.scores
+
+
+def _mend(run: Run, package: str) -> str:
+    """What to do where the agent of a package, in this version, has raised an error in training: a line."""
+    saved = checkpoint.steps(run.path)
+    kept = f"Saved up to step {saved[-1]:,}" if saved else "Nothing is saved"
+    then = f"mend it, and `diffrl resume {typed(run.path)}` goes on." if saved else "mend it, and begin anew."
+    return f"{kept}. The agent {run.config.agent.name} is of {package}: {then}"
 
 
 def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
@@ -299,9 +311,10 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
                 where = ", and in the data as nobody else's, which are compared with none"
             console.print(f"{timed}{where}: say so with the number.")
         elif kind == "score" and not run.task.faithful:
+            family, of = benchmark_family(scores.about["reference"]), references_of(scores.about["reference"])
             console.print(
-                f"Scaled by D4RL's reference returns for {benchmark_family(scores.about['reference'])}, but data or "
-                "environment are not D4RL's: do not report it under a D4RL name."
+                f"Scaled by {of}'s reference returns for {family}, but data or environment are not {of}'s: do not "
+                f"report it under a {of} name."
             )
         if kind == "score" and run.task.fidelity:
             console.print(run.task.fidelity, markup=False, highlight=False)
@@ -348,9 +361,8 @@ def reopened(
     run = dataclasses.replace(run, config=config)
     with lowering_memory(config, run.path):
         agent = build_agent(run, device)
-    run.seal()
-    run.write_config()
-    checkpoint.clean(run.path, saved.step)
+    refuse_misfit(run, agent, saved)
+    run.goes_on(saved.step)
     return run, agent, transitions, saved
 
 

@@ -17,7 +17,7 @@ from diffrl.nets import seed_generator
 from diffrl.runs.acting import source_of_randomness
 from diffrl.runs.config import RunOptions
 from diffrl.runs.kind import FILES, OFFLINE, refuse_frozen
-from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
+from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, refuse_misfit, tell_remarks
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.train import finished, fit, folder_stem, newest, same_data, watched
 from diffrl.runs.unchanged import tell_unchanged, unchanged_until
@@ -129,9 +129,8 @@ def resume_tuning(run: Run, *, steps: int | None, device: str | None, quiet: boo
         verified(run.path / PREFERENCES)
         data = Preferences.read(run.path / PREFERENCES)
     agent = build_agent(run, device)
-    run.seal()
-    run.write_config()
-    checkpoint.clean(run.path, saved.step)
+    refuse_misfit(run, agent, saved)
+    run.goes_on(saved.step)
     return _fit(run, settings, agent, data, quiet, saved)
 
 

@@ -99,13 +99,14 @@ class Plugin:
 
 
 def _where(error: BaseException) -> str:
-    """Where in another package's code an error was raised, as " (FILE, line N)"; "" where it was in diffrl's own."""
-    frames = traceback.extract_tb(error.__traceback__)
+    """The last line of code that is not diffrl's own before an error, as " (FILE, line N)"; "" where it is unknown."""
     ours = [Path(__file__).parents[2] / name for name in ("diffrl", "agents", "envs")]
-    last = frames[-1] if frames else None
-    if last is None or last.filename.startswith("<") or any(Path(last.filename).is_relative_to(path) for path in ours):
-        return ""
-    return f" ({last.filename}, line {last.lineno})"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith("<"):
+            return ""
+        if not any(Path(frame.filename).is_relative_to(path) for path in ours):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def found(group: Group) -> list[Plugin]:

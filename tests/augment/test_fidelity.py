@@ -294,7 +294,21 @@ def test_real_rows_leave_nothing_to_look_at_first(parts: Parts, dynamics: Dynami
     copies = fidelity(parts.train, parts.train, parts.held_out, dynamics=dynamics)
     assert uselessness(copies) == ["Copies: 100% of the rows are training rows again, and add nothing to them"]
     assert look_first(copies) == []
-    assert advice(copies).startswith("Fewer --steps")
+    assert advice(copies) == "Fewer --steps, a smaller --width or more data usually help."
+
+
+def test_only_options_that_the_method_has_are_advised(parts: Parts) -> None:
+    copies = fidelity(parts.train, parts.train, parts.held_out, dynamics=None)
+    noise = replace(parts.fresh, rewards=np.flip(parts.fresh.rewards).copy())
+    odd = fidelity(parts.train, noise, parts.held_out, dynamics=None)
+    for options, less, more in (
+        (["steps"], "Fewer --steps or more data usually help.", "More --steps usually helps."),
+        (["width", "samples"], "A smaller --width or more data usually help.", "More --width usually helps."),
+        ([], "More data usually helps.", ""),
+    ):
+        assert advice(copies, options) == less
+        assert advice(odd, options) == more
+    assert advice(odd) == "More --steps or --width usually helps."
 
 
 @pytest.mark.parametrize("with_held_out", [True, False])

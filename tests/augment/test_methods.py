@@ -6,6 +6,7 @@ The package is the recipe of CONTRIBUTING.md.
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -158,6 +159,54 @@ def test_what_cannot_be_used_is_refused_with_the_reason(
     (plugin,) = plugins.found("diffrl.augmenters")
     with pytest.raises(UserError, match=why):
         methods.tried_out(plugin, VERBS)
+
+
+@pytest.mark.parametrize(
+    ("was", "gives", "why"),
+    [
+        ("return rows", "return rows[:, :3]", "GaussianRows.sample {at} gives ndarray float32 (500, 3); expected"),
+        ("return rows", "return rows.astype(float)", "gives ndarray float64 (500, 5); expected ndarray float32"),
+        ("return rows", "return torch.tensor(rows)", "gives Tensor torch.float32 torch.Size([500, 5]); expected"),
+        ("return rows", "return rows.tolist()", "gives list; expected ndarray float32 (500, 5), its `chunk` and"),
+        ("return rows", "return rows * float('nan')", "not finite: 500 of 500 of GaussianRows.sample {at}."),
+        ("return rows", "rows[7:9, -2] = 1e39; return rows", "not finite: 2 of 500 of GaussianRows.sample {at}."),
+        ("noise = ", "noise = 1 / 0; ", "GaussianRows.sample fails with ZeroDivisionError: division by zero {at}"),
+        ("rows = rows_of(batch)\n", "raise KeyError('x')\n", "Moments.update fails with KeyError: 'x' {at}"),
+        ('{"step": self.step, ', "1 / 0, {", "Moments, asked for its state, fails with ZeroDivisionError"),
+        (
+            "self.moments = Mom",
+            "1 / 0, Mom",
+            "GaussianRows.trainer fails with ZeroDivisionError: division by zero {at}",
+        ),
+        ("self.seed, self.action_bounds = ", "held_out = {}[seed] = ", "GaussianRows.open fails with "),
+        ("return [float(", "return [batch(", "GaussianRows.held_out_loss fails with NameError: name 'batch' is not "),
+        (
+            "    def load(",
+            "    def table(self, rows):\n        return {'rewards': rows[:, 0] / 0}\n\n    def load(",
+            "not finite: 500 of 500 of GaussianRows.table {at}.",
+        ),
+    ],
+)
+def test_what_breaks_an_augmenters_contract_is_named(
+    site: Path, source: Path, capsys: pytest.CaptureFixture[str], was: str, gives: str, why: str
+) -> None:
+    """In one line: its method, its package, where that is; nothing is written, and what was there before stays."""
+    assert was in ROWS
+    bring(site, rows=ROWS.replace(was, gives))
+    out = source.parent / "new.hdf5"
+    out.write_bytes(b"before")
+    words = ["augment", "gaussian", str(source), "--steps", "20", "--samples", "500", "--no-report", "--force"]
+    with np.errstate(all="ignore"):
+        assert main([*words, "--out", str(out)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "The augmenter " in line]
+    assert "The augmenter 'gaussian' of toy-package" in line
+    before, _, after = why.partition("{at}")
+    assert before in line
+    if "{at}" in why:
+        rest = line.split(before, 1)[1]
+        assert re.match(rf"\({site}/odd_gaussian_[0-9a-f]+\.py, line \d+\){re.escape(after)}", rest)
+    assert out.read_bytes() == b"before"
+    assert not [path for path in source.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_names(site: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:

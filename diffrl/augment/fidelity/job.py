@@ -88,7 +88,7 @@ def fidelity_of(
     )
     write_report(report, real_rows, made, folder, f"{len(made):,} rows of {called(synthetic)} beside {called(real)}")
     if not quiet:
-        say(report, helps=False)
+        say(report)
         console.print(f"Written: {folder / 'fidelity.html'}", markup=False, highlight=False)
     return report
 

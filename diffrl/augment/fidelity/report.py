@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,11 @@ def write_report(
     return paths
 
 
-def say(report: FidelityReport, helps: bool) -> None:
-    """Print the report: notes, a sentence a measure, the verdict. helps: with what helps a model to better rows."""
+def say(report: FidelityReport, helps: Collection[str] | None = None) -> None:
+    """Print the report: notes, a sentence a measure, the verdict.
+
+    helps: the options of the method, with which of them help it to better rows; None: without.
+    """
     for note in report.notes:
         console.print(f"  {note}", markup=False, highlight=False)
     for measure, sentence in report.verdicts.items():
@@ -58,7 +62,9 @@ def say(report: FidelityReport, helps: bool) -> None:
     )
     verdict = verdict_of(report)
     if verdict.word != NO_FAULT:
-        console.print(escape(f"{verdict.sentence} {advice(report) if helps else ''}".rstrip()), style="yellow")
+        console.print(
+            escape(f"{verdict.sentence} {'' if helps is None else advice(report, helps)}".rstrip()), style="yellow"
+        )
     else:
         console.print(f"  {verdict.sentence}", markup=False)
 

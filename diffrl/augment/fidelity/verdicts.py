@@ -1,7 +1,7 @@
 """What is found wrong with the rows of a fidelity report: whether they are of any use, and where to look first."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffrl.augment.fidelity import measures
@@ -108,14 +108,21 @@ def look_first(report: "FidelityReport") -> list[str]:
     return [finding.text for finding in findings(report) if not finding.useless]
 
 
-def advice(report: "FidelityReport") -> str:
-    """What usually helps a model whose rows have such faults; empty where nothing is known to."""
+def advice(report: "FidelityReport", options: Collection[str] = ("steps", "width")) -> str:
+    """What usually helps a model whose rows have such faults; empty where nothing is known to.
+
+    options: those that the method has; others are not named.
+    """
     found = [finding.measure for finding in findings(report)]
     if not set(found) - {"actions"}:  # a share at the bounds that clipping makes
         return ""
     if report.neighbours.copied > 0.05 and found[0] in ("nearest_neighbour", "variety"):
-        return "Fewer --steps, a smaller --width or more data usually help."
-    return "More --steps or --width usually helps."
+        fewer = {"steps": "fewer --steps", "width": "a smaller --width"}
+        words = [text for name, text in fewer.items() if name in options]
+        said = f"{', '.join(words)}{' or ' * bool(words)}more data usually help{'' if words else 's'}."
+        return said[0].upper() + said[1:]
+    words = [f"--{name}" for name in ("steps", "width") if name in options]
+    return f"More {' or '.join(words)} usually helps." if words else ""
 
 
 def measured_by(report: "FidelityReport") -> str:

@@ -26,7 +26,7 @@ from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL, DistilConfig
 from envs import registry
 from envs.datasets import FILE_SUFFIXES, called
-from envs.task import benchmark_family, score_word
+from envs.task import benchmark_family, references_of, score_word
 
 FEW_SEEDS = 5
 """Fewer seeds than these say little of the spread."""
@@ -383,9 +383,10 @@ def caveats(facts: Facts) -> list[str]:
         if task.scored_by_success and not task.comparable:
             found.append("Data or environment are not the benchmark's own: scores do not compare with published ones.")
         elif task.reference and not task.comparable:
+            family, of = benchmark_family(task.reference), references_of(task.reference)
             found.append(
-                f"Scores are scaled by D4RL's references for {benchmark_family(task.reference)}, but data or "
-                "environment are not D4RL's: they do not compare with published ones."
+                f"Scores are scaled by {of}'s references for {family}, but data or environment are not {of}'s: they do "
+                "not compare with published ones."
             )
     if n > 1:
         found.append(f"Of the run's seeds, seed {facts.seed} is here; it was taken for its number, not for its score.")

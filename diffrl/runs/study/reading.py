@@ -27,7 +27,7 @@ from diffrl.tuning.distil_config import DISTIL
 from envs import registry
 from envs.datasets import called
 from envs.ogbench import names as ogbench
-from envs.task import benchmark_family
+from envs.task import benchmark_family, references_of
 
 _NOT_SETTINGS = (
     *("dataset", "env", "env_kwargs", "max_episode_steps", "rows", "seeds", "eval_every", "eval_episodes"),
@@ -370,10 +370,10 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
             said = "The share of episodes that succeed, x100; data or environment are not the benchmark's own."
             notes.append(Note(task, said))
         elif any(not one.run.task.comparable for one in of_task):
-            family = benchmark_family(about.reference or task)
+            family, of = benchmark_family(about.reference or task), references_of(about.reference or task)
             said = (
-                f"Scaled by D4RL's reference returns for {family}, but data or environment are not D4RL's: do not "
-                "report it under a D4RL name."
+                f"Scaled by {of}'s reference returns for {family}, but data or environment are not {of}'s: do not "
+                f"report it under a {of} name."
             )
             notes.append(Note(task, said))
         if of_task[0].unit == SCORE and about.fidelity:
