@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from diffrl.augment.config import Request
+from diffrl.augment.config import Request, refuse_address
 from diffrl.augment.flow_to_better.config import (
     BlockConfig,
     DiffuserConfig,
@@ -212,6 +212,7 @@ class Fidelity:
         """Do it."""
         from envs.datasets import require
 
+        refuse_address(self.out, "--out")
         require(self.real)
         require(self.synthetic)
         from diffrl.augment.fidelity.job import fidelity_of

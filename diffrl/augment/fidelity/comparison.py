@@ -20,7 +20,7 @@ from diffrl.augment.fidelity.measures import PARTS, QUERIES, Doubles, DynamicsEr
 from diffrl.augment.fidelity.sentences import verdicts_of
 from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError, counted
 from envs.dynamics import Dynamics
 
 PROJECTIONS = 128
@@ -198,11 +198,13 @@ def fidelity(
     for name, side in sides.items():
         fit[name], unfit = _fit_rows(side)
         if unfit:
-            notes.append(f"{unfit:,} {name} rows hold values that are not finite, and are left out.")
-        if len(fit[name]) < 4:
-            raise DataError(
-                f"Only {len(fit[name])} {name} rows can be compared: finite, their successor known. Give more."
+            held = (
+                "holds values that are not finite, and is" if unfit == 1 else "hold values that are not finite, and are"
             )
+            notes.append(f"{counted(unfit, f'{name} rows')} {held} left out.")
+        if len(fit[name]) < 4:
+            few = counted(len(fit[name]), f"{name} rows")
+            raise DataError(f"Only {few} can be compared: finite, their successor known. Give more.")
     if stand_ins:
         notes.append("The real data do not hold what follows a terminal row: those are left out where s' is compared.")
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from diffrl.augment.columns import as_dataset
-from diffrl.augment.config import Request, beside_file
+from diffrl.augment.config import Request, beside_file, for_id, refuse_address
 from diffrl.augment.fidelity.comparison import UNKNOWN, FidelityReport, fidelity
 from diffrl.augment.fidelity.measures import FEWEST
 from diffrl.augment.fidelity.report import say, write_report
 from diffrl.augment.flow_to_better.augmenter import FlowToBetter
-from diffrl.augment.job import LEAST_ROWS, REPORTED, open_data
+from diffrl.augment.job import LEAST_ROWS, REPORT, REPORTED, open_data
 from diffrl.augment.synther.augmenter import hold_out
-from diffrl.augment.target import for_id
 from diffrl.data.fidelity import REAL_ROWS, SOURCE_ROWS, SYNTHETIC_ROWS
 from diffrl.data.offline import OfflineDataset
 from diffrl.support.console import console
@@ -21,9 +20,6 @@ from diffrl.support.errors import DataError
 from diffrl.support.folder import spare
 from diffrl.support.seeds import check_seed
 from envs.datasets import called, load_dataset
-
-FILES = ("fidelity.json", "fidelity.png", "fidelity.html")
-"""What a report is written to."""
 
 
 def fidelity_of(
@@ -53,8 +49,9 @@ def fidelity_of(
     data have synthetic rows after real ones.
     """
     check_seed(seed, "--seed")
+    refuse_address(out, "--out")
     folder = folder_of(synthetic) if out is None else Path(out)
-    for name in FILES:
+    for name in REPORT:
         spare(folder / name, force)
     data = open_data(Request(real, "", env=env, rows=rows, held_out=held_out, seed=seed), quiet)
     _check_real(real, data.dataset)

@@ -112,12 +112,11 @@ def flow_to_better(
 
 def _refuse_late_relabelling(request: Request) -> None:
     """Raise UserError where the generated data set is there already and the relabelled one is not."""
-    target = Target(request.out, True, FlowToBetter.verb)
-    folder = target.folder if request.folder is None else Path(request.folder)
-    if target.exists and not (folder / RELABELLED).exists():
+    target = Target(dataclasses.replace(request, force=True), FlowToBetter.verb)
+    if target.exists and not (target.folder / RELABELLED).exists():
         raise UserError(
-            f"{request.out} exists, without {folder / RELABELLED}: add --force to make both. The trained models are "
-            "kept, and the same rows are generated once more."
+            f"{request.out} exists, without {target.folder / RELABELLED}: add --force to make both. The trained models "
+            "are kept, and the same rows are generated once more."
         )
 
 
