@@ -18,7 +18,7 @@ from diffrl.augment.augmenter import Augmenter, RealData
 from diffrl.augment.begun import Begun, begun_by, claim
 from diffrl.augment.columns import as_dataset, of_terminals
 from diffrl.augment.config import Request
-from diffrl.augment.source import noise_of
+from diffrl.augment.source import noise_of, said_of_generated
 from diffrl.augment.target import Target
 from diffrl.data.checks import understand
 from diffrl.data.fidelity import (
@@ -97,7 +97,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
         generated = _generate(folder, begun, augmenter, n, noise, device, quiet)
         n = augmenter.look(generated)
         # The data set comes last: where it is, nothing is left to do.
-        verdict = _report(folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
+        verdict = _report(folder, begun, data, augmenter, generated, quiet) if request.report else _unmeasured(data)
         if verdict.word == NOT_MEASURED.word:
             for name in REPORT:  # one that is there is of other rows
                 (folder / name).unlink(missing_ok=True)
@@ -353,6 +353,14 @@ def _whole(rows: int, augmenter: Augmenter) -> int:
     return max(rows // augmenter.together, 1) * augmenter.together
 
 
+def _unmeasured(data: RealData, why: str = NOT_MEASURED.sentence) -> Verdict:
+    """What is said of rows that were not compared, and why not."""
+    from diffrl.augment.fidelity.verdicts import with_source
+
+    verdict, source = NOT_MEASURED._replace(sentence=why), said_of_generated(data.dataset.metadata)
+    return verdict if source is None else with_source(verdict, source)
+
+
 def _report(
     folder: Path,
     begun: Begun,
@@ -367,15 +375,16 @@ def _report(
     """
     from diffrl.augment.fidelity.comparison import UNKNOWN, fidelity
     from diffrl.augment.fidelity.report import say, write_report
-    from diffrl.augment.fidelity.verdicts import verdict_of
+    from diffrl.augment.fidelity.verdicts import of_rows, verdict_of
 
     real = data.dataset
     dynamics, why = data.dynamics()
     train, held_out = (as_dataset(rows, dict(real.stand_ins())) for rows in (augmenter.train, augmenter.held_out))
+    source = said_of_generated(real.metadata)
     # Rows of one model are alike: the first ones stand for all.
     synthetic = OfflineDataset(**_first(augmenter, generated, REPORTED))
     if not quiet:
-        console.print("Comparing synthetic rows with real ones ...")
+        console.print(f"Comparing synthetic rows with {of_rows(source, 'real ones')} ...")
     try:
         found = fidelity(
             train,
@@ -386,10 +395,11 @@ def _report(
             action_bounds=data.action_bounds,
             steered=augmenter.steered,
             no_simulator=why or UNKNOWN,
+            source=source,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
-        return NOT_MEASURED._replace(sentence=str(error))
+        return _unmeasured(data, str(error))
     notes = []
     if begun.rows_version != augmenter.rows_version:
         notes.append(

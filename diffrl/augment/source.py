@@ -9,7 +9,7 @@ UNTOLD = Verdict("", "")
 """Of generated rows of which their data set keeps no verdict."""
 
 
-def generated(metadata: Mapping[str, Any]) -> Verdict | None:
+def said_of_generated(metadata: Mapping[str, Any]) -> Verdict | None:
     """What a data set's metadata say of the generated rows in it; None where they count none: its rows are real."""
     made = metadata.get(SYNTHETIC_ROWS)
     if not isinstance(made, int) or made < 1:
@@ -23,4 +23,4 @@ def noise_of(metadata: Mapping[str, Any], fingerprint: str) -> int | None:
     A model of generated rows that began with the noise that made them would make many of them again. fingerprint: the
     SHA-256 of the source's arrays, of which these are the first 60 bits.
     """
-    return None if generated(metadata) is None else int(fingerprint[:15], 16)
+    return None if said_of_generated(metadata) is None else int(fingerprint[:15], 16)

@@ -16,10 +16,12 @@ from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.synther.augmenter import SynthER, synther
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.cli import main
+from diffrl.commands.augment import _kept
 from diffrl.data import d4rl
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.support.errors import UserError
 from diffrl.support.files import lock_file
+from diffrl.support.stopping import Interrupted, Stopped
 from tests.data.pendulum import pendulum
 
 MODEL = SynthERConfig(width=16, blocks=1, steps=20, batch_size=32)
@@ -165,6 +167,32 @@ def test_the_same_data_by_another_name_go_on_with_their_model(
     d4rl.write(below / "other.hdf5", other.head(500))
     with pytest.raises(UserError, match=r"other settings \(dataset \.\./source\.hdf5, not other\.hdf5; other data\)"):
         synther("other.hdf5", "new.hdf5", report=False, force=True, **TINY)
+
+
+def test_who_is_stopped_hears_what_is_kept(source: Path, tmp_path: Path) -> None:
+    """Nothing is, before the model was trained."""
+    for out in (str(tmp_path / "new.hdf5"), "minari:hopper/new-v0"):
+        asked = Request(str(source), out, folder=None if out.endswith("hdf5") else tmp_path / "new-synther")
+        for words in (
+            "Stopped before the model was trained: the same",
+            "Stopped. What is trained and generated is kept",
+        ):
+            with pytest.raises(Interrupted, match=words), _kept(asked, "synther", "training", "less"):
+                raise Stopped
+            synther(str(source), tmp_path / "new.hdf5", report=False, force=True, **TINY)
+        shutil.rmtree(tmp_path / "new-synther")
+    assert Request("a", "minari:hopper/new-v0").model_folder("synther") == Path("runs/hopper-new-v0-synther")
+
+
+def test_of_one_row_it_is_said_in_the_singular(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = synther(str(source), tmp_path / "new.hdf5", **TINY | {"samples": 1, "quiet": False})
+    said = capsys.readouterr().err
+    assert "generates 1 synthetic one (--samples)" in said
+    assert "Only 1 synthetic row can be compared" in said
+    assert ", 1 synthetic transition, each" in said
+    assert d4rl.read(out, action_limit=None).metadata["description"].startswith("1 synthetic transition, each")
 
 
 def test_no_report_of_other_rows_is_left(source: Path, tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ class Counts:
                 f"{self.left_out:,} rows are left out for it."
             )
 
+    def fewer(self) -> str:
+        """Why not all rows are written, a part of a sentence; empty where they are."""
+        reasons = [
+            (self.trajectories - self.improved, f"of {self.trajectories:,} trajectories were not improved"),
+            (self.left_out, "rows are left out by --max-dynamics-error"),
+        ]
+        return "; ".join(f"{n:,} {what}" for n, what in reasons if n)
+
     def as_json(self, bound: float | None) -> dict[str, Any]:
         """The counts, as JSON holds them."""
         error = self.median_error
