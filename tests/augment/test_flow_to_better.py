@@ -37,6 +37,7 @@ from diffrl.data.segments import SegmentSource, Windows
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.folder import write_json
 from diffrl.support.seeds import generator_at
+from tests.data.pendulum import pendulum
 
 H, LEVELS = 8, 5
 SETTINGS: dict[str, Any] = {
@@ -475,7 +476,9 @@ def test_the_last_lines_say_why_fewer_rows_are_written(
     assert f"{flow['improved'] * 7} synthetic transitions of 112 generated ({left} of 16 trajectories were not" in line
     tally = counts.Counts(7)
     tally.trajectories, tally.improved, tally.left_out = 300, 282, 5
-    assert tally.fewer() == "18 of 300 trajectories were not improved; 5 rows are left out by --max-dynamics-error"
+    assert tally.fewer().startswith("18 of 300 trajectories were not improved; 5 of their rows are left out by --max-d")
+    tally.improved, tally.left_out = 299, 0
+    assert tally.fewer() == "1 of 300 trajectories was not improved"
 
 
 def test_a_report_on_the_file_does_not_accuse_it_of_its_learned_rewards(
@@ -494,6 +497,9 @@ def test_a_report_on_the_file_does_not_accuse_it_of_its_learned_rewards(
     r = without.names.index("r")
     assert without.ks[r] == without.ks_floor[r] == without.tells[r] == 0
     assert not any("rewards" in finding.text for finding in findings(without))
+    other = d4rl.write(tmp_path / "other.hdf5", OfflineDataset(**pendulum(3)))
+    with pytest.raises(DataError, match="not of one task"):
+        fidelity_of(str(other), str(better), tmp_path / "other", env="Pendulum-v1", quiet=True)
 
 
 def test_relabelling_that_is_asked_for_afterwards_says_what_makes_it(source: Path, tmp_path: Path, few: None) -> None:

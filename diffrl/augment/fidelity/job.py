@@ -23,7 +23,7 @@ from diffrl.data.fidelity import REAL_ROWS, SOURCE_ROWS, SYNTHETIC_ROWS
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError, counted
 from diffrl.support.folder import spare
 from diffrl.support.seeds import check_seed
 from envs.datasets import called, load_dataset
@@ -73,20 +73,18 @@ def fidelity_of(
     share = max(held_out, min(FEWEST / len(data.transitions), 1 / 2))
     train, unseen = (part.transitions for part in hold_out(data.transitions, share, seed))
     if len(train) < LEAST_ROWS:
-        raise DataError(f"{real} leaves {len(train)} rows to compare with, beside {len(unseen):,} held out: too few.")
+        what = f"{counted(len(train), 'rows')} to compare with, beside {len(unseen):,} held out"
+        raise DataError(f"{real} leaves {what}: too few.")
     made = _made(synthetic_data).head(REPORTED)  # rows of one model are alike
     if steered is None:
         steered = steers(synthetic_data.metadata)
     known = dict(data.dataset.stand_ins())
     real_rows = as_dataset(train, known)
     dynamics, why = data.dynamics()
+    rows_made = counted(len(made), "rows")
     if not quiet:
-        console.print(
-            f"Comparing {len(made):,} rows of {synthetic} with {len(train):,} of {real}, and with {len(unseen):,} held "
-            "out ...",
-            markup=False,
-            highlight=False,
-        )
+        sides = f"{rows_made} of {synthetic} with {len(train):,} of {real}, and with {len(unseen):,} held out"
+        console.print(f"Comparing {sides} ...", markup=False, highlight=False)
     report = fidelity(
         real_rows,
         made,
@@ -100,7 +98,7 @@ def fidelity_of(
     )
     if remark:
         report = replace(report, notes=(*report.notes, remark))
-    write_report(report, real_rows, made, folder, f"{len(made):,} rows of {called(synthetic)} beside {called(real)}")
+    write_report(report, real_rows, made, folder, f"{rows_made} of {called(synthetic)} beside {called(real)}")
     if not quiet:
         say(report, helps=False)
         console.print(f"Written: {folder / 'fidelity.html'}", markup=False, highlight=False)
@@ -135,7 +133,8 @@ def _alike_in_rewards(data: RealData, synthetic: str, made: OfflineDataset) -> t
     as in the report of Flow-to-Better itself; where it is not beside the file, neither side has any.
     """
     learned = made.metadata.get("reward_source")
-    if not str(learned).startswith("learned"):
+    sizes, real_sizes = ((side.observation_size, side.action_size) for side in (made, data.dataset))
+    if not str(learned).startswith("learned") or sizes != real_sizes:  # what `fidelity` refuses
         return data, made, ""
     if data.dataset.metadata.get("reward_source") != learned:
         model = _reward_model(synthetic, made.metadata)
@@ -166,10 +165,8 @@ def _check_real(name: str, dataset: OfflineDataset) -> None:
     """Raise DataError where a model's rows stand after real ones: synthetic rows would be compared with themselves."""
     real, made = _mixed(dataset)
     if real and made:
-        raise DataError(
-            f"{called(name)} has {made:,} synthetic rows beside its {real:,} real ones: give the real data that it was "
-            f"made from."
-        )
+        both = f"{counted(made, 'synthetic rows')} beside its {counted(real, 'real ones')}"
+        raise DataError(f"{called(name)} has {both}: give the real data that it was made from.")
 
 
 def _mixed(dataset: OfflineDataset) -> tuple[int, int]:

@@ -58,7 +58,7 @@ from diffrl.data.segments import SegmentSource, Windows
 from diffrl.data.transitions import Transitions
 from diffrl.support import schema
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.files import regular_file, sha256
 from diffrl.support.seeds import generator_at, mix
 from diffrl.training.loop import Trainer
@@ -222,16 +222,16 @@ class FlowToBetter(Augmenter):
         asked = self.preferences
         if asked.pairs is None:
             found = read_preferences(asked.preferences, dataset)
-            text = f"{asked.preferences}, {len(found):,} pairs of segments of {found.horizon} rows."
+            text = f"{asked.preferences}, {counted(len(found), 'pairs')} of segments of {found.horizon} rows."
             about: dict[str, Any] = {"source": "file", "file": Path(asked.preferences).name}
         else:
             segment = asked.segment or SEGMENT
             labelled = teach(dataset, asked.pairs, segment, seed, noise=asked.label_noise, ties=asked.ties)
             found = labelled.segments(dataset)
             text = (
-                f"{asked.pairs:,} pairs of segments of {segment} rows, labelled by the synthetic teacher by the data's "
-                f"own rewards ({labelled.about['turned round']} labels turned round, {labelled.about['equal']} "
-                "equal). Nothing else looks at these."
+                f"{counted(asked.pairs, 'pairs')} of segments of {segment} rows, labelled by the synthetic teacher by "
+                f"the data's own rewards ({labelled.about['turned round']} labels turned round, "
+                f"{labelled.about['equal']} equal). Nothing else looks at these."
             )
             about = {"source": "synthetic teacher", **labelled.about}
         least = self.reward.members if self.reward.held_out else 1
