@@ -45,7 +45,8 @@ def test_a_second_augmentation_makes_no_copies_of_the_first_ones_rows(folder: Pa
     found = json.loads((folder / "second-synther" / "fidelity.json").read_text())
     assert found["nearest_neighbour"]["share_closer_than_1_percent_of_real"] < 0.1
     first, second = (d4rl.read(folder / f"{name}.hdf5", action_limit=None) for name in ("first", "second"))
-    assert np.abs(first.observations - second.observations).mean() > 0.3
+    together = [np.corrcoef(first.observations[:, i], second.observations[:, i])[0, 1] for i in range(3)]
+    assert np.abs(together).max() < 0.2  # of 1,000 rows each
 
 
 def test_only_a_source_with_generated_rows_gives_other_noise(tmp_path: Path) -> None:
