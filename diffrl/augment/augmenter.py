@@ -140,6 +140,10 @@ class Augmenter(ABC):
         """
         return len(generated)
 
+    def fewer(self) -> str:
+        """Why `look` keeps fewer rows than were generated, a part of a sentence, where it does."""
+        return "the others are left out"
+
     def real(self, data: RealData) -> RealData:
         """The real data as they stand beside generated rows, once the model is trained; the same rows."""
         return data

@@ -33,7 +33,8 @@ def generate(
     """n rows (n, columns) as a map of the file that holds them: `folder`/generated.f32.
 
     sample: one chunk of rows (chunk, columns) from a generator, which depends on the seed and the chunk's number alone.
-    about: all that the rows depend on, as JSON holds it; `seed`, `chunk`, `columns` and `rows_version` are among it.
+    about: all that the rows depend on, as JSON holds it; `seed`, `chunk`, `columns` and `rows_version` are among it,
+    and `source` where rows are to have other noise than those of another source: a number that tells it.
     Rows that are there already of the same are kept, as far as they are what was written; of other settings they are
     replaced. `stopped` is asked before each chunk, and a signal ends the chunk that is being sampled: fewer rows come
     back then.
@@ -41,6 +42,7 @@ def generate(
     Raises UserError where the rows that are there are of another version, and what `sample` raises.
     """
     chunk, columns = int(about["chunk"]), int(about["columns"])
+    seeds = (about["seed"], about["source"]) if "source" in about else (about["seed"],)
     path, written, sums = folder / ROWS, folder / ABOUT, folder / SUMS
     there = _about(written) if path.exists() else {}
     version = there.get("rows_version", 1)
@@ -68,7 +70,7 @@ def generate(
                 break
             try:
                 with at_once():
-                    data = sample(generator_at(about["seed"], i, streams.CHUNK, device=device)).tobytes()
+                    data = sample(generator_at(*seeds, i, streams.CHUNK, device=device)).tobytes()
             except Stopped:
                 break
             file.write(data)

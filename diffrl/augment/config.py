@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, shown
-from diffrl.support.files import typed
+from diffrl.support.files import path_of, same_place, typed
 from diffrl.support.folder import read_json
 from diffrl.support.schema import check, refusal
 
@@ -70,6 +71,8 @@ class Request:
         check(self)
         if self.samples is not None and self.ratio is not None:
             raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
+        refuse_address(self.out, "--out")
+        refuse_address(self.folder, "--folder")
 
     def refuse(self, verb: str, model: Mapping[str, Any]) -> None:
         """Raise UserError where there is a file already that is not to be replaced; Minari's store is not looked at.
@@ -80,14 +83,55 @@ class Request:
         path = Path(self.out).expanduser()
         if path.suffix not in HDF5_SUFFIXES or not path.is_file() or self.force:
             return
-        folder = beside_file(path, verb) if self.folder is None else Path(self.folder)
-        asked = {"dataset": self.dataset, "rows": self.rows, "held_out": self.held_out, "seed": self.seed, **model}
-        if others := _others(folder, asked):
+        folder = self.model_folder(verb)
+        there = _begun(folder)
+        asked = {"rows": self.rows, "held_out": self.held_out, "seed": self.seed, **model}
+        if others := _others(there, asked):
             raise UserError(
                 f"{self.out} exists; what wrote it is finished, by a model of other settings ({'; '.join(others)}): "
                 f"choose another --out for these, or remove {typed(folder)} and use --force to replace it."
             )
+        name = there.get("dataset", self.dataset)
+        if name != self.dataset and not same_place(path_of(str(name)), path_of(self.dataset)):
+            raise UserError(
+                f"{self.out} exists; what wrote it is finished, by a model of the data set {shown(name)}, not "
+                f"{shown(self.dataset)}. If both hold the same rows, --force replaces it; otherwise choose another "
+                f"--out, or remove {typed(folder)} and use --force."
+            )
         raise finished(self.out)
+
+    def model_folder(self, verb: str) -> Path:
+        """The folder of a method's model and report: the one asked for, or that of the data set that is written."""
+        if self.folder is not None:
+            return Path(self.folder)
+        if str(self.out).startswith(MINARI):
+            return for_id(self.out.removeprefix(MINARI), verb)
+        return beside_file(Path(self.out).expanduser(), verb)
+
+
+MINARI = "minari:"
+"""What an --out begins with that is an id of Minari's."""
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)
+"""An address, SCHEME://REST; as a path of pathlib's it has lost a slash."""
+
+
+def refuse_address(place: Path | str | None, option: str) -> None:
+    """Raise UserError where an option names an address, such as s3://bucket/NAME, for something that is written.
+
+    Of file:///PATH the error names PATH, which is to be given. None is no place.
+    """
+    found = _ADDRESS.fullmatch(str(place))
+    if place is None or found is None:
+        return
+    scheme, slashes, rest = found.groups()
+    here = scheme.lower() == "file" and not (isinstance(place, str) and slashes == "//")
+    advice = f"give the path, /{rest}." if here else "give a path of this machine, and copy what is there at the end."
+    raise UserError(f"{option} is the address {scheme}://{'/' * here}{rest}; nothing is written to addresses: {advice}")
+
+
+def for_id(minari_id: str, what: str) -> Path:
+    """The folder of what belongs to a data set with an id, in the current one: runs/ID-what, with - for each /."""
+    return Path("runs") / f"{minari_id.replace('/', '-')}-{what}"
 
 
 def beside_file(path: Path, what: str) -> Path:
@@ -95,13 +139,17 @@ def beside_file(path: Path, what: str) -> Path:
     return path.with_name(f"{path.stem}-{what}")
 
 
-def _others(folder: Path, asked: Mapping[str, Any]) -> list[str]:
-    """Which settings a model's folder holds with other values than `asked`, two at most, in words."""
+def _begun(folder: Path) -> dict[str, Any]:
+    """The settings of the model in a folder, by name; none where there is no such folder."""
     try:
         found = read_json(folder / "config.json")
-        there = {**found, **found["model"]}
+        return {**found, **found["model"]}
     except (UserError, OSError, KeyError, TypeError):
-        return []
+        return {}
+
+
+def _others(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Which settings of a model are there with other values than `asked`, two at most, in words."""
     wanted = json.loads(json.dumps(dict(asked), default=str))
     return [
         f"{name.replace('_', '-')} {shown(there[name])}, not {shown(value)}"

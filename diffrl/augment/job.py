@@ -4,9 +4,7 @@
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +15,11 @@ from typing_extensions import override
 
 from diffrl.augment import chunks, contract
 from diffrl.augment.augmenter import Augmenter, RealData
+from diffrl.augment.begun import Begun, begun_by, claim
 from diffrl.augment.columns import as_dataset, of_terminals
 from diffrl.augment.config import Request
+from diffrl.augment.source import noise_of, said_of_generated
 from diffrl.augment.target import Target
-from diffrl.data import d4rl
 from diffrl.data.checks import understand
 from diffrl.data.fidelity import (
     LOOK_FIRST,
@@ -36,9 +35,9 @@ from diffrl.data.fidelity import (
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
-from diffrl.support.errors import DataError, UserError, listed
-from diffrl.support.folder import SUMS, Damaged, held, read_json, seal, sealed, write_json
-from diffrl.support.machine import resolve_device, settle, versions
+from diffrl.support.errors import DataError, UserError, counted
+from diffrl.support.folder import held, seal, sealed
+from diffrl.support.machine import resolve_device, settle
 from diffrl.support.schema import Positive, Range, Rows
 from diffrl.support.schema import held as checked
 from diffrl.support.seeds import check_seed
@@ -60,27 +59,10 @@ REPORTED = 50_000
 """Synthetic rows that the report looks at, at most."""
 BLOCK = 2**16
 """Rows written at once."""
+REPORT = ("fidelity.json", "fidelity.png", "fidelity.html")
+"""What a fidelity report is written to."""
 READY = {NO_FAULT: "Train on it", LOOK_FIRST: "To train on it all the same", NOT_MEASURED.word: "To train on it"}
 """What stands before the command that trains on rows, by the verdict on them."""
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What the model in a folder is trained on and how: its `config.json`, which never changes."""
-
-    dataset: str
-    rows: int | None
-    held_out: float
-    seed: int
-    env_id: str | None
-    model: dict[str, Any]
-    """The method's settings of the model and its training."""
-    fingerprint: str
-    """SHA-256 of the data's arrays."""
-    rows_version: int
-    """The version of the rows held out and drawn in training (`Augmenter.rows_version`); 1 in a folder without it."""
-    verb: str
-    """Whose model it is (`Augmenter.verb`); in a folder without it, the settings of the model tell."""
 
 
 def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: str = "diffrl") -> Path:
@@ -92,7 +74,7 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
     """
     check_seed(request.seed, "--seed")
     request.refuse(augmenter.verb, augmenter.model_settings)
-    target = Target(str(request.out), request.force, augmenter.verb)
+    target = Target(request, augmenter.verb)
     target.spare(request.dataset)
     device = resolve_device(request.device)
     settle()
@@ -100,30 +82,37 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
     data = open_data(request, quiet)
     augmenter.open(data, request.held_out, request.seed, device)
     if len(augmenter.train) < LEAST_ROWS:
-        what = f"{len(augmenter.train)} rows to train on, {len(augmenter.held_out):,} are held out"
+        what = f"{counted(len(augmenter.train), 'rows')} to train on, {len(augmenter.held_out):,} are held out"
         raise DataError(f"{request.dataset} leaves {what}; expected {LEAST_ROWS} or more: lower --held-out.")
     n = _samples(request, len(data.transitions), augmenter)
     if not quiet:
         console.print(_amounts(request, len(data.transitions), data.rows, n, augmenter), markup=False, highlight=False)
-    folder = target.folder if request.folder is None else Path(request.folder)
-    with held(folder, GO_ON):
-        begun = _claim(folder, _begun(request, augmenter, data), augmenter.later_settings)
+    folder = target.folder
+    with held(folder, GO_ON), target.claimed():
+        begun = claim(folder, begun_by(request, augmenter, data), augmenter.later_settings)
         _train(folder, begun, augmenter, quiet)
         if not sealed(folder):  # begun by an older version
             seal(folder, ["config.json", *(file.name for file in folder.glob("*.safetensors"))])
         data = augmenter.real(data)
-        generated = _generate(folder, begun, augmenter, n, device, quiet)
+        noise = noise_of(data.dataset.metadata, begun.fingerprint)
+        generated = _generate(folder, begun, augmenter, n, noise, device, quiet)
         n = augmenter.look(generated)
         # The data set comes last: where it is, nothing is left to do.
-        verdict = _report(request, folder, begun, data, augmenter, generated, quiet) if request.report else NOT_MEASURED
+        verdict = (
+            _report(request, folder, begun, data, augmenter, generated, quiet) if request.report else _unmeasured(data)
+        )
+        if verdict.word == NOT_MEASURED.word:
+            for name in REPORT:  # one that is there is of other rows
+                (folder / name).unlink(missing_ok=True)
         with work("Writing", "rows", quiet) as on_progress:
             about = provenance(request, augmenter, data, begun.fingerprint, n, by) | verdict.metadata()
             about |= of_terminals(data.dataset, request.mix == "append", augmenter.ends(generated))
             written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
     if not quiet:
-        before = f"{len(data.transitions):,} transitions of the source, then " if request.mix == "append" else ""
-        console.print(f"Written: {written}, {before}{n:,} synthetic transitions, {augmenter.described}.")
+        before = f"{counted(len(data.transitions), 'transitions')} of the source, then " * (request.mix == "append")
+        of = f" of {len(generated):,} generated ({augmenter.fewer()})" if n < len(generated) else ""
+        console.print(f"Written: {written}, {before}{counted(n, 'synthetic transitions')}{of}, {augmenter.described}.")
         later = "" if request.report else " The same command without --no-report, but with --force, measures it"
         later += f": the model in {folder} is kept." if later else ""
         said = f"not measured.{later}" if verdict.word == NOT_MEASURED.word else folder / "fidelity.html"
@@ -161,7 +150,9 @@ def open_data(request: Request, quiet: bool) -> RealData:
         simulator.close()
     transitions = Transitions.from_dataset(dataset)
     if len(transitions) < LEAST_ROWS:
-        raise DataError(f"{name} has {len(transitions)} rows of known successor; expected {LEAST_ROWS} or more.")
+        raise DataError(
+            f"{name} has {counted(len(transitions), 'rows')} of known successor; expected {LEAST_ROWS} or more."
+        )
     ends = torch.tensor([[-1.0], [1.0]]).expand(2, dataset.action_size)
     lowest, highest = scaling.inverse(ends).numpy()
     return RealData(dataset, task, transitions, (lowest, highest), (low, high), rows)
@@ -192,96 +183,11 @@ def _amounts(request: Request, rows: int, part: int | None, n: int, augmenter: A
     asked = request.samples or round((request.ratio or 0) * rows)
     if asked and n > asked:
         each = f": {asked:,}, in whole trajectories of {augmenter.together} transitions each"
-    text = f"Reads {rows:,} transitions of {request.dataset}{said}, generates {n:,} synthetic ones ({option}{each})."
+    read, made = counted(rows, "transitions"), counted(n, "synthetic ones")
+    text = f"Reads {read} of {request.dataset}{said}, generates {made} ({option}{each})."
     if option == "the default" and augmenter.first_look:
         text += f" A first look: {augmenter.first_look}."
     return text
-
-
-# --- the model's folder --------------------------------------------------------------------------------------------
-
-
-def _begun(request: Request, augmenter: Augmenter, data: RealData) -> Begun:
-    return Begun(
-        request.dataset,
-        data.rows,
-        request.held_out,
-        request.seed,
-        data.task.env_id,
-        augmenter.model_settings,
-        d4rl.fingerprint(data.dataset),
-        augmenter.rows_version,
-        augmenter.verb,
-    )
-
-
-def _claim(folder: Path, wanted: Begun, later: Mapping[str, Any]) -> Begun:
-    """Make the folder, or see that what is there was begun with the same settings; give them as they stand there.
-
-    Only the version of rows may be another one, where the folder has checkpoints. A start that was refused or cut
-    before its first checkpoint has trained nothing, and is in the way of no other settings. Raises UserError for other
-    settings, and for another method's start.
-    later: `Augmenter.later_settings`.
-    """
-    path = folder / "config.json"
-    if there := path.exists():
-        settings = json.loads(json.dumps(dataclasses.asdict(wanted)))
-        try:
-            found = dict(read_json(path))
-            version = int(found.pop("rows_version", 1))
-            found["rows_version"] = settings["rows_version"]
-            found["model"] = {**later, **found["model"]}
-            if found.get("fingerprint") == settings["fingerprint"]:
-                found["rows"] = settings["rows"]  # where they are all, older versions kept the number asked for
-            alike = set(found["model"]) == set(settings["model"])
-            if alike:  # those of older versions do not say it
-                found.setdefault("verb", wanted.verb)
-            elif not settings.keys() - {"verb"} <= found.keys():
-                raise ValueError("no model's")
-        except Damaged:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no synthesis' of ours: choose another --folder, or another --out.") from error
-        if not alike or found["verb"] != wanted.verb:
-            verb = found.get("verb", "")
-            whose = f"`diffrl augment {verb}`" if verb not in ("", wanted.verb) else "another method or version"
-            what = "a model" if checkpoint.steps(folder) else "a start, without a checkpoint,"
-            raise UserError(
-                f"{folder} holds {what} of {whose}, and this is `diffrl augment {wanted.verb}`: choose another "
-                "--folder, or another --out, or remove that folder."
-            )
-        if found != settings and checkpoint.steps(folder):
-            flat_found, flat_wanted = ({**values, **values["model"]} for values in (found, settings))
-            differ = [k for k in flat_wanted if k != "model" and flat_found.get(k) != flat_wanted[k]]
-            texts = [
-                "other data"
-                if k == "fingerprint"
-                else f"{k.replace('_', '-')} {flat_found.get(k)}, not {flat_wanted[k]}"
-                for k in differ
-            ]
-            raise UserError(
-                f"{folder} holds a model with other settings ({'; '.join(texts)}). Ask for the same to go on with it, "
-                "or choose another --out or --folder, or remove it."
-            )
-        if checkpoint.steps(folder):
-            return dataclasses.replace(wanted, rows_version=version)
-    elif (folder / "versions.json").exists():
-        raise UserError(
-            f"{folder / 'versions.json'} is no synthesis' of ours, and is not overwritten: choose another --folder."
-        )
-    if not there:
-        others = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-        if others not in ([], [SUMS]):  # without its config.json that alone is of a start that was cut
-            raise UserError(
-                f"{folder} holds files of something else ({listed(others)}), where no model is put: choose another "
-                "--folder, such as a new one inside it."
-            )
-        (folder / SUMS).unlink(missing_ok=True)
-    write_json(path, dataclasses.asdict(wanted))
-    write_json(folder / "versions.json", versions())
-    if not sealed(folder):
-        seal(folder, (path.name, "versions.json"))
-    return wanted
 
 
 # --- training and generating ---------------------------------------------------------------------------------------
@@ -323,7 +229,7 @@ def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> Non
             f"rows, here {augmenter.rows_version}), with other rows held out: it cannot be trained on. Remove the "
             "folder, or choose another --folder or --out."
         )
-    sizes = f"{len(augmenter.train):,} transitions, {len(augmenter.held_out):,} held out"
+    sizes = f"{counted(len(augmenter.train), 'transitions')}, {len(augmenter.held_out):,} held out"
     title = f"{augmenter.name} on {begun.dataset}: {sizes}. Model: {folder}"
     if not quiet and not start and augmenter.warning():
         console.print(f"[yellow]{augmenter.warning()}[/]")
@@ -349,9 +255,12 @@ def _train(folder: Path, begun: Begun, augmenter: Augmenter, quiet: bool) -> Non
 
 
 def _generate(
-    folder: Path, begun: Begun, augmenter: Augmenter, n: int, device: str, quiet: bool
+    folder: Path, begun: Begun, augmenter: Augmenter, n: int, noise: int | None, device: str, quiet: bool
 ) -> NDArray[np.float32]:
-    """n rows (n, D), in a file of the folder. Raises Interrupted where it was told to stop before all were there."""
+    """n rows (n, D), in a file of the folder; noise: of `noise_of`.
+
+    Raises Interrupted where it was told to stop before all were there.
+    """
     later = augmenter.later_settings.items()  # which rows of older versions do not name: they would be made again
     about = {
         "fingerprint": begun.fingerprint,
@@ -362,6 +271,8 @@ def _generate(
         "columns": augmenter.columns,
         "rows_version": augmenter.rows_version,
     }
+    if noise is not None:
+        about["source"] = noise
     with work("Generating", "rows", quiet) as on_progress, stop_signals() as stopped:
         generated = chunks.generate(
             folder, n, augmenter.sample, about, device=device, on_progress=on_progress, stopped=stopped
@@ -385,9 +296,10 @@ def provenance(
     source, appended = len(data.transitions), request.mix == "append"
     real = real_among(data.dataset.metadata, data.dataset.successors()[1])
     before = f"{source} real ones" if real == source else f"{source} rows of the source, {real} of them real"
+    made = "1 synthetic transition" if n == 1 else f"{n} synthetic transitions"
     return {
         "algorithm": f"{augmenter.name} ({augmenter.paper}), {by}",
-        "description": f"{n} synthetic transitions, {augmenter.described}" + (f", after {before}" if appended else ""),
+        "description": f"{made}, {augmenter.described}" + (f", after {before}" if appended else ""),
         SYNTHETIC_ROWS: n + (source - real if appended else 0),
         REAL_ROWS: real if appended else 0,
         "source": called(request.dataset),
@@ -444,6 +356,14 @@ def _whole(rows: int, augmenter: Augmenter) -> int:
     return max(rows // augmenter.together, 1) * augmenter.together
 
 
+def _unmeasured(data: RealData, why: str = NOT_MEASURED.sentence) -> Verdict:
+    """What is said of rows that were not compared, and why not."""
+    from diffrl.augment.fidelity.verdicts import with_source
+
+    verdict, source = NOT_MEASURED._replace(sentence=why), said_of_generated(data.dataset.metadata)
+    return verdict if source is None else with_source(verdict, source)
+
+
 def _report(
     request: Request,
     folder: Path,
@@ -459,15 +379,16 @@ def _report(
     """
     from diffrl.augment.fidelity.comparison import UNKNOWN, fidelity
     from diffrl.augment.fidelity.report import say, write_report
-    from diffrl.augment.fidelity.verdicts import verdict_of
+    from diffrl.augment.fidelity.verdicts import of_rows, verdict_of
 
     real = data.dataset
     dynamics, why = data.dynamics()
     train, held_out = (as_dataset(rows, dict(real.stand_ins())) for rows in (augmenter.train, augmenter.held_out))
+    source = said_of_generated(real.metadata)
     # Rows of one model are alike: the first ones stand for all.
     synthetic = OfflineDataset(**_first(augmenter, generated, REPORTED))
     if not quiet:
-        console.print("Comparing synthetic rows with real ones ...")
+        console.print(f"Comparing synthetic rows with {of_rows(source, 'real ones')} ...")
     try:
         found = fidelity(
             train,
@@ -478,10 +399,11 @@ def _report(
             action_bounds=data.action_bounds,
             steered=augmenter.steered,
             no_simulator=why or UNKNOWN,
+            source=source,
         )
     except DataError as error:
         console.print(f"[yellow]No fidelity report: {error}[/]")
-        return NOT_MEASURED._replace(sentence=str(error))
+        return _unmeasured(data, str(error))
     notes = []
     if begun.rows_version != augmenter.rows_version:
         notes.append(
@@ -490,7 +412,8 @@ def _report(
     if augmenter.remark():
         notes.append(augmenter.remark())
     found = dataclasses.replace(found, notes=(*found.notes, *notes))
-    title = f"{len(synthetic):,} synthetic transitions beside {called(str(real.metadata['dataset']))}"
+    made = counted(len(synthetic), "synthetic transitions")
+    title = f"{made} beside {called(str(real.metadata['dataset']))}"
     write_report(found, train, synthetic, folder, title)
     verdict = verdict_of(found)
     if not quiet:

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from diffrl.augment.config import Request
+from diffrl.augment.config import Request, refuse_address
 from diffrl.augment.flow_to_better.config import (
     BlockConfig,
     DiffuserConfig,
@@ -23,21 +23,37 @@ from diffrl.augment.flow_to_better.config import (
 from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.methods import Method
 from diffrl.augment.synther.config import Sampling, SynthERConfig
+from diffrl.support.folder import steps
 from diffrl.support.machine import explaining_memory
 from diffrl.support.schema import NotNegative
 from diffrl.support.stopping import going_on
 
 
 @contextmanager
-def _kept(what: str, less: str) -> Iterator[None]:
-    """Around a verb's `run`: where memory runs out, or it is stopped, says that what is saved is kept.
+def _kept(request: Request, verb: str, what: str, less: str) -> Iterator[None]:
+    """Around a verb's `run`: where memory runs out, or it is stopped, says what is kept, and how to go on.
 
     what, less: of `explaining_memory`.
     """
-    saved = "What is saved is kept: the same command goes on, where more memory is free"
-    stopped = "Stopped. What is trained and generated is kept: the same command goes on."
-    with explaining_memory(what, less, lambda: saved), going_on(lambda: stopped):
+
+    def trained() -> bool:
+        return any(steps(request.model_folder(verb)))  # of step 0 there is nothing to keep
+
+    def saved() -> str:
+        begins = "What is saved is kept: the same command goes on" if trained() else "The same command begins again"
+        return f"{begins}, where more memory is free"
+
+    def stopped() -> str:
+        if not trained():
+            return "Stopped before the model was trained: the same command begins again."
+        return "Stopped. What is trained and generated is kept: the same command goes on."
+
+    with explaining_memory(what, less, saved), going_on(stopped):
         yield
+
+
+_LESS = "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)"
+"""What makes diffrl's own methods need less memory."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +79,13 @@ class Synther(Request):
     model: Annotated[SynthERConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SynthERConfig)
     sampling: Annotated[Sampling, tyro.conf.OmitArgPrefixes] = field(default_factory=Sampling)
 
-    @_kept(
-        "SynthER's training or sampling",
-        "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
-    )
     def run(self) -> int:
         """Do it."""
+        with _kept(self, "synther", "SynthER's training or sampling", _LESS):
+            self._run()
+        return 0
+
+    def _run(self) -> None:
         self.refuse("synther", dataclasses.asdict(self.model))
         from envs.datasets import require
 
@@ -77,7 +94,6 @@ class Synther(Request):
 
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request)}
         synther(model=self.model, sampling=self.sampling, **asked)
-        return 0
 
 
 @dataclass(frozen=True)
@@ -145,12 +161,13 @@ class FlowToBetter(Request):
     OUT-flow-to-better/relabelled.hdf5. (Generated rows always have the learned reward, and with --mix append the real
     rows do too.)"""
 
-    @_kept(
-        "Flow-to-Better's training or sampling",
-        "a smaller --batch-size, --width or --rows (a model of other settings needs another --folder)",
-    )
     def run(self) -> int:
         """Do it."""
+        with _kept(self, "flow-to-better", "Flow-to-Better's training or sampling", _LESS):
+            self._run()
+        return 0
+
+    def _run(self) -> None:
         self.refuse("flow-to-better", dataclasses.asdict(self.diffuser) | dataclasses.asdict(self.grouping))
         from envs.datasets import require
 
@@ -168,7 +185,6 @@ class FlowToBetter(Request):
             relabel=self.relabel,
             **asked,
         )
-        return 0
 
 
 @dataclass(frozen=True)
@@ -212,6 +228,7 @@ class Fidelity:
         """Do it."""
         from envs.datasets import require
 
+        refuse_address(self.out, "--out")
         require(self.real)
         require(self.synthetic)
         from diffrl.augment.fidelity.job import fidelity_of
@@ -228,17 +245,15 @@ def of_package(verb: str, schema: type[Method]) -> type:
         dataset: Annotated[Positional[str], tyro.conf.arg(metavar="DATASET")]
         """A D4RL id, a Minari id, or a path (HDF5, npz, a Minari folder)."""
 
-        @_kept(
-            "The method's training or sampling",
-            "a smaller model or batch, or --rows (a model of other settings needs another --folder)",
-        )
         def run(self) -> int:
             """Do it."""
-            self.refuse(verb, {field.name: getattr(self, field.name) for field in dataclasses.fields(schema)})
-            from envs.datasets import require
+            less = "a smaller model or batch, or --rows (a model of other settings needs another --folder)"
+            with _kept(self, verb, "The method's training or sampling", less):
+                self.refuse(verb, {field.name: getattr(self, field.name) for field in dataclasses.fields(schema)})
+                from envs.datasets import require
 
-            require(self.dataset)
-            self.write()
+                require(self.dataset)
+                self.write()
             return 0
 
     Verb.__name__, Verb.__doc__ = schema.__name__, schema.__doc__

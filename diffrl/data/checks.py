@@ -30,8 +30,10 @@ from diffrl.data.offline import (
 )
 from diffrl.data.preprocessing import CLIPPED, ActionBounds, Normaliser, action_bounds
 from diffrl.support.console import console
-from diffrl.support.errors import DataError, UserError, counted, joined, printable
+from diffrl.support.errors import DataError, UserError, beginning, counted, joined, printable
 
+_SAID = 400
+"""Characters of a fidelity report's verdict that are said again, at most."""
 _UNIT = 1 + 1e-5
 """Actions up to here count as in [-1, 1]: a tanh in float32 may round to more than 1."""
 _ROUNDING = 1e-4
@@ -431,11 +433,12 @@ def _infidelity(dataset: OfflineDataset) -> list[Finding]:
         remedy = "The command that made them measures it, with --force and without --no-report: its model is kept."
         return [Finding("synthetic rows: when they were made, their fidelity was not measured.", "note", remedy)]
     if verdict is not None and verdict.word == NOT_MEASURED.word:
-        why = verdict.sentence[:400]
+        why = beginning(verdict.sentence, _SAID)
         return [Finding(f"synthetic rows: when they were made, their fidelity was not measured: {why}", "note")]
     if verdict is None or verdict.word not in (USELESS, LOOK_FIRST):
         return []
-    sentence = f"synthetic rows: when they were made, their fidelity report said: {verdict.sentence[:400]}"
+    said = beginning(verdict.sentence, _SAID)
+    sentence = f"synthetic rows: when they were made, their fidelity report said: {said}"
     return [Finding(sentence, "warning" if verdict.word == USELESS else "note")]
 
 

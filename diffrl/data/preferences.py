@@ -306,7 +306,7 @@ class LabelledPairs:
                 "and as many of its rows (--rows)."
             )
         try:
-            starts = segment_starts(dataset, self.segment)
+            starts = segment_starts(dataset, self.segment, "Give the options that say where episodes end.")
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
         if (outside := ~np.isin(self.pairs, starts)).any():
@@ -416,10 +416,11 @@ def data_fingerprint(dataset: OfflineDataset) -> str:
     return digest({"observations": dataset.observations})
 
 
-def segment_starts(dataset: OfflineDataset, segment: int) -> Ints:
+def segment_starts(dataset: OfflineDataset, segment: int, advice: str = "") -> Ints:
     """The ids (n,) of all segments of so many rows that lie within an episode, ascending.
 
-    Raises UserError where there are no two of them: the data have no episodes, or `segment` is longer than all.
+    Raises UserError where there are no two of them: the data have no episodes, or `segment` is longer than all. advice:
+    what to do then, a sentence; by default to ask for segments that half of the episodes are long enough for.
     """
     longest = int(dataset.episode_lengths().max(initial=0))
     if longest <= 1:
@@ -429,7 +430,10 @@ def segment_starts(dataset: OfflineDataset, segment: int) -> Ints:
         )
     starts = np.concatenate([np.arange(a, b - segment + 1) for a, b in dataset.episodes()])
     if len(starts) < 2:
-        raise UserError(f"Segments have {segment} rows, and the longest episode has {longest} steps; expected fewer.")
+        lengths = np.sort(dataset.episode_lengths())[::-1]
+        works = lengths[len(lengths) // 2] if len(lengths) > 1 else longest - 1
+        advice = advice or f"Ask for --segment {works}, or fewer."
+        raise UserError(f"Segments have {segment} rows, and the longest episode has {longest} steps. {advice}")
     return starts
 
 

@@ -65,6 +65,8 @@ console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 LINE_EVERY = 20.0
 """Seconds between lines, where there is no terminal to draw a bar on."""
+FIRST_LINE = 5.0
+"""Seconds before the first line of a long loop's steps, which tells how long it takes."""
 
 
 def _rate(speed: float) -> str:
@@ -136,7 +138,7 @@ class StepsBar:
         self._steps = bar.add_task("Training", total=total, completed=start, note="")
         self._asides: dict[str, _Aside] = {}
         self._began = self._drawn = self._written = time.monotonic()
-        self._underway = False
+        self._underway = self._said = False
         self._stepped = self._began
 
     def progress(self, step: int) -> None:
@@ -147,17 +149,26 @@ class StepsBar:
         if now - self._drawn > 0.1 or step == self._total:
             self._bar.update(self._steps, completed=step)
             self._drawn = now
+        if not self._said and step < self._total and now - self._began > FIRST_LINE:
+            self._line(step, now, "")
 
     def metrics(self, step: int, means: dict[str, list[float]]) -> None:
         """Numbers by name, each a list of values to be averaged: shown beside the bar, or as a line."""
         note = self._short(means)
         self._bar.update(self._steps, note=note)
         now = time.monotonic()
-        if not self._quiet and not console.is_terminal and now - self._written > LINE_EVERY:
-            rate = max(step - self._start, 1) / (now - self._began)
-            left = (self._total - step) / rate / 60
-            console.print(f"step {step:,}/{self._total:,}  {_rate(rate)} steps/s  {left:.1f} min left  {note}")
-            self._written = now
+        if now - self._written > LINE_EVERY:
+            self._line(step, now, note)
+
+    def _line(self, step: int, now: float, note: str) -> None:
+        """The steps made, their rate, and the time left, as a line, where there is no terminal to draw a bar on."""
+        self._said = True
+        if self._quiet or console.is_terminal:
+            return
+        rate = max(step - self._start, 1) / (now - self._began)
+        left = (self._total - step) / rate / 60
+        console.print(f"step {step:,}/{self._total:,}  {_rate(rate)} steps/s  {left:.1f} min left  {note}".rstrip())
+        self._written = now
 
     def _short(self, means: dict[str, list[float]]) -> str:
         """The means of the finite values, of what is shown."""

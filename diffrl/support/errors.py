@@ -19,6 +19,17 @@ def shortened(text: str) -> str:
     return f"{text[: _LONGEST - _END]} [... {len(text) - _LONGEST:,} characters ...] {text[-_END:]}"
 
 
+def beginning(text: str, most: int) -> str:
+    """A text; of one longer than `most` characters the beginning, up to a sentence's or a word's end, and "…"."""
+    if len(text) <= most:
+        return text
+    head = text[: most - 1]
+    end = max(head.rfind(mark) for mark in (". ", "! ", "? "))
+    if end >= most // 2:
+        return f"{head[: end + 1]} …"
+    return f"{head[: max(head.rfind(' '), 0) or len(head)].rstrip(' ,;:(')}…"
+
+
 def printable(text: str, most: int | None = None) -> str:
     """A text of a file's as it may be printed: characters that a terminal acts on stand as Python escapes them.
 

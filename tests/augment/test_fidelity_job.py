@@ -9,8 +9,9 @@ import pytest
 from fidelity import as_rows, pendulum
 
 from diffrl.augment.fidelity import job
-from diffrl.augment.fidelity.job import FILES, fidelity_of, folder_of, steers
+from diffrl.augment.fidelity.job import fidelity_of, folder_of, steers
 from diffrl.augment.fidelity.measures import FEWEST
+from diffrl.augment.job import REPORT
 from diffrl.augment.synther.augmenter import synther
 from diffrl.augment.synther.config import Sampling, SynthERConfig
 from diffrl.cli import main
@@ -46,7 +47,7 @@ def test_a_file_is_judged_as_its_rows_are(folder: Path, tmp_path: Path, capsys: 
     assert "Do not train on these rows. Actions do not lead to their next states" in said
     assert "--steps" not in said  # of which nothing is known here
     for name in ("sound", "broken"):
-        assert sorted(file.name for file in (tmp_path / name).iterdir()) == sorted(FILES)
+        assert sorted(file.name for file in (tmp_path / name).iterdir()) == sorted(REPORT)
         assert str(folder) not in (tmp_path / name / "fidelity.html").read_text()  # it is made to be given to others
     verdicts = json.loads((tmp_path / "broken" / "fidelity.json").read_text())["verdicts"]
     assert verdicts["dynamics"].startswith("Not measured by a simulator: nobody has checked whether the observation of")

@@ -14,6 +14,8 @@ from torch import Tensor
 import diffrl
 from diffrl.augment import chunks, job
 from diffrl.augment.config import Request
+from diffrl.augment.fidelity.job import NO_REWARDS, fidelity_of
+from diffrl.augment.fidelity.verdicts import findings
 from diffrl.augment.flow_to_better import augmenter as augmenting
 from diffrl.augment.flow_to_better import counts, generate, windows
 from diffrl.augment.flow_to_better.augmenter import FlowToBetter, flow_to_better
@@ -35,6 +37,7 @@ from diffrl.data.segments import SegmentSource, Windows
 from diffrl.support.errors import DataError, UserError
 from diffrl.support.folder import write_json
 from diffrl.support.seeds import generator_at
+from tests.data.pendulum import pendulum
 
 H, LEVELS = 8, 5
 SETTINGS: dict[str, Any] = {
@@ -449,6 +452,56 @@ def test_relabelled_rows_are_the_data_with_the_learned_reward(source: Path, bett
     assert d4rl.read(better).return_range() == pytest.approx((returns.min(), returns.max()))
 
 
+def test_relabelled_rows_say_where_they_and_their_rewards_come_from(source: Path, better: Path) -> None:
+    """As the generated ones do."""
+    found, made_of = (
+        told(d4rl.read(path)) for path in (better.with_name("better-flow-to-better") / augmenting.RELABELLED, better)
+    )
+    assert found["source"] == made_of["source"] == source.name
+    assert found["source_sha256"] == made_of["source_sha256"]
+    assert found["preferences"] == made_of["preferences"]
+    assert found["reward_model"] == made_of["reward_model"]
+    assert not {"synthetic_rows", "source_rows"} & found.keys()  # they are the recorded ones
+
+
+def test_the_last_lines_say_why_fewer_rows_are_written(
+    source: Path, tmp_path: Path, few: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = dataclasses.replace(SETTINGS["flow"], top=1.0, improvement=0.2)
+    out = made(source, tmp_path / "new.hdf5", flow=every, quiet=False)
+    flow = told(d4rl.read(out))["flow"]
+    left = 16 - flow["improved"]
+    assert 0 < left < 16
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("Written: "))
+    assert f"{flow['improved'] * 7} synthetic transitions of 112 generated ({left} of 16 trajectories were not" in line
+    tally = counts.Counts(7)
+    tally.trajectories, tally.improved, tally.left_out = 300, 282, 5
+    assert tally.fewer().startswith("18 of 300 trajectories were not improved; 5 of their rows are left out by --max-d")
+    tally.improved, tally.left_out = 299, 0
+    assert tally.fewer() == "1 of 300 trajectories was not improved"
+
+
+def test_a_report_on_the_file_does_not_accuse_it_of_its_learned_rewards(
+    source: Path, better: Path, tmp_path: Path
+) -> None:
+    """The real rows get the reward model's too, as in the report at first; without it rewards are left out."""
+    own = fidelity_of(str(source), str(better), tmp_path / "own", held_out=0.2, quiet=True)
+    relabelled = better.with_name("better-flow-to-better") / augmenting.RELABELLED
+    same = fidelity_of(str(relabelled), str(better), tmp_path / "same", held_out=0.2, quiet=True)
+    assert own.to_json() == same.to_json()
+    assert augmenting.LEARNED in own.notes
+    alone = tmp_path / "alone.hdf5"
+    alone.write_bytes(better.read_bytes())
+    without = fidelity_of(str(source), str(alone), tmp_path / "without", held_out=0.2, quiet=True)
+    assert NO_REWARDS in without.notes
+    r = without.names.index("r")
+    assert without.ks[r] == without.ks_floor[r] == without.tells[r] == 0
+    assert not any("rewards" in finding.text for finding in findings(without))
+    other = d4rl.write(tmp_path / "other.hdf5", OfflineDataset(**pendulum(3)))
+    with pytest.raises(DataError, match="not of one task"):
+        fidelity_of(str(other), str(better), tmp_path / "other", env="Pendulum-v1", quiet=True)
+
+
 def test_relabelling_that_is_asked_for_afterwards_says_what_makes_it(source: Path, tmp_path: Path, few: None) -> None:
     """And that does: the same file once more, of the same models, and the other beside it."""
     out, folder = tmp_path / "new.hdf5", tmp_path / "new-flow-to-better"
@@ -603,7 +656,7 @@ def contradictory(path: Path) -> Path:
         (["--preferences", "none.json"], r"none.json does not exist; expected a file of preferences"),
         (["--preferences", "CONTRADICTORY"], "pairs 0 and 1 contradict each other"),
         (["--preferences", "CONTRADICTORY", "--label-noise", "0.1"], "the synthetic teacher's"),
-        (["--preferences", "80"], "have 100 rows, and the longest episode has 8"),
+        (["--preferences", "80"], "have 100 rows, and the longest episode has 8 steps. Ask for --segment 8, or fewer."),
         (["--preferences", "80", "--segment", "8", "--horizon", "9"], "longest episode has 8: ask for --horizon 8"),
         (["--preferences", "80", "--segment", "8", "--horizon", "1"], "--horizon is 1"),
         (["--preferences", "80", "--segment", "8", "--max-dynamics-error", "1"], "needs the simulator"),
@@ -640,10 +693,10 @@ def test_an_accuracy_on_few_preferences_says_so() -> None:
     """Of 20 pairs of which 16 are equal, four are decided: an accuracy of 1 is of four."""
     measured: dict[str, Any] = {"accuracies": (1.0,), "calibration": 0.1, "log_likelihood": -0.2, "disagreement": 0.1}
     report = RewardReport(pairs=4, equal=16, segment=H, held_out=1, train_accuracy=1.0, accuracy=1.0, **measured)
-    first, warning = augmenting._of_reward(report, 5)
+    first, warning = report.lines(5)
     assert "100.0% of the preferences that they hold out (of 4; 16 pairs are equal)" in first
     assert "4 preferences say little" in warning
-    assert len(list(augmenting._of_reward(dataclasses.replace(report, pairs=10), 5))) == 1
+    assert len(list(dataclasses.replace(report, pairs=10).lines(5))) == 1
 
 
 def test_where_nothing_improves_nothing_is_lost(source: Path, tmp_path: Path, few: None) -> None:

@@ -273,7 +273,10 @@ def test_labels_know_their_data_by_what_was_seen() -> None:
             "pairs 1 and 2 contradict each other",
         ),
         ({"fingerprint": "0" * 64}, "labels segments of another data set"),
-        ({"segment": 10}, "Segments have 10 rows, and the longest episode has 9 steps"),
+        (
+            {"segment": 10},
+            "Segments have 10 rows, and the longest episode has 9 steps. Give the options that say where",
+        ),
         ({"segment": 0}, "segment.*at least 1"),
         ({"segment": "3"}, "segment.*a whole number"),
         ({"format": "other"}, "no file of labelled pairs"),
@@ -327,6 +330,19 @@ def test_whatever_becomes_of_a_files_bytes_it_is_refused_in_a_line_or_read(tmp_p
         except UserError:
             refused += 1
     assert refused > 200
+
+
+@pytest.mark.parametrize(
+    "lengths", [[7], [9, 9], [2, 9], [9, 1, 1, 1], [3, 5, 8, 13, 62], [4, 4, 4, 4], [6, 9, 12, 15]]
+)
+def test_too_long_segments_are_told_a_length_that_works(lengths: list[int]) -> None:
+    """Of that many rows there are two segments or more, and where there are several episodes, half of them have it."""
+    data = walk(lengths)
+    with pytest.raises(UserError, match=r"Segments have 100 rows, .* Ask for --segment \d+, or fewer\.") as error:
+        segment_starts(data, 100)
+    works = int(str(error.value).split("--segment ")[1].split(",")[0])
+    assert len(segment_starts(data, works)) > 1
+    assert len(lengths) == 1 or np.mean(np.array(lengths) >= works) >= 0.5
 
 
 def test_drawn_pairs_differ_and_are_all_there_are() -> None:

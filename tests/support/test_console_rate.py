@@ -36,6 +36,28 @@ def test_an_evaluation_that_training_waits_for_says_how_far_its_episodes_are(mon
         assert lines == [] if quiet else lines == expected
 
 
+def test_the_first_line_of_a_long_loop_comes_soon_and_says_how_long_it_takes(monkeypatch, capsys):
+    """After 5 s, and then every 20 s with numbers; none of a short loop, of a finished one, nor if quiet."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for quiet, end, expected in (
+        (False, 40, ["step 12/100  2 steps/s  0.7 min left", "step 60/100  2 steps/s  0.3 min left  loss 1"]),
+        (False, 5, []),
+        (True, 40, []),
+    ):
+        clock.now = 0.0
+        with console.steps_bar(100, 0, "Trying", ("loss",), quiet) as bar:
+            while clock.now < end:
+                step = round(2 * clock.now)
+                if step and not step % 20:
+                    bar.metrics(step, {"loss": [1.0]})
+                bar.progress(step)
+                clock.now += 1
+            clock.now = 1000.0
+            bar.progress(100)
+        assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")] == expected
+
+
 def test_the_rate_leaves_out_what_came_before_the_first_piece(monkeypatch, capsys):
     """100 s of preparation, then 8 pieces in 40 s: 0.2 a second, so that the 16 that are left take 1.3 minutes."""
     now = 0.0

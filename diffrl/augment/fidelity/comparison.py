@@ -18,15 +18,19 @@ from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.learned import FITTED, LearnedError, learned_error
 from diffrl.augment.fidelity.measures import PARTS, QUERIES, Doubles, DynamicsError, Neighbours, Pair
 from diffrl.augment.fidelity.sentences import verdicts_of
+from diffrl.augment.fidelity.verdicts import of_rows
+from diffrl.data.fidelity import Verdict
 from diffrl.data.offline import ACTION_LIMIT, Floats, Ints, OfflineDataset
 from diffrl.diffusion.diagnostics import sliced_w2
-from diffrl.support.errors import DataError, UserError
+from diffrl.support.errors import DataError, UserError, counted
 from envs.dynamics import Dynamics
 
 PROJECTIONS = 128
 """Random directions of the sliced W2."""
 LEGEND = "s[0] is observations[0] of `diffrl data info`, a[0] actions[0], r rewards, s'[0] next_observations[0]."
 """What the columns are called elsewhere."""
+MIXED = "The source holds generated rows itself: what the rows are compared with is not, or not all, recorded."
+"""What is said where rows are compared with such."""
 UNKNOWN = "none is known for these data"
 """Why there is no simulator, where nothing else is known."""
 
@@ -83,6 +87,8 @@ class FidelityReport:
     """Errors against a regressor fitted on real rows; None where the simulator is theirs, or rows are too few."""
     no_simulator: str
     """Why there is no simulator, a part of a sentence."""
+    source: Verdict | None = None
+    """What the data that the rows are compared with say of generated rows in them; None: all of them are real."""
 
     @property
     def ks_largest(self) -> Pair:
@@ -105,6 +111,7 @@ class FidelityReport:
         return {
             "rows": self.rows,
             "floor": self.floor,
+            "source": None if self.source is None else self.source._asdict(),
             "notes": list(self.notes),
             "verdicts": self.verdicts,
             "marginals": {
@@ -170,6 +177,7 @@ def fidelity(
     action_bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     steered: bool = False,
     no_simulator: str = UNKNOWN,
+    source: Verdict | None = None,
 ) -> FidelityReport:
     """Compare synthetic transitions with real ones.
 
@@ -178,7 +186,8 @@ def fidelity(
     for among all of `real`. action_bounds: (low, high), numbers or (A,); [-1, 1] if None. steered: the synthetic rows
     are meant to be like a part of the real ones, such as those of high reward: another distribution is no fault.
     dynamics: the simulator; without one (no_simulator says why), and in what the real rows are not as it has them, a
-    regressor fitted on real rows stands in for it (`learned.py`).
+    regressor fitted on real rows stands in for it (`learned.py`). source: what `real` says of generated rows in it
+    (`diffrl.augment.source`); the verdict says it again, and what it calls real rows are then source rows.
 
     Terminal rows whose s' is a stand-in (`OfflineDataset.has_terminal_next`) are left out, on all sides, wherever s' is
     compared.
@@ -193,16 +202,18 @@ def fidelity(
     stand_ins = any(
         not side.has_terminal_next and side.terminals.any() for side in (real, held_out) if side is not None
     )
-    notes = []
+    notes = [] if source is None else [MIXED]
     fit = {}
     for name, side in sides.items():
         fit[name], unfit = _fit_rows(side)
         if unfit:
-            notes.append(f"{unfit:,} {name} rows hold values that are not finite, and are left out.")
-        if len(fit[name]) < 4:
-            raise DataError(
-                f"Only {len(fit[name])} {name} rows can be compared: finite, their successor known. Give more."
+            held = (
+                "holds values that are not finite, and is" if unfit == 1 else "hold values that are not finite, and are"
             )
+            notes.append(f"{counted(unfit, f'{name} rows')} {held} left out.")
+        if len(fit[name]) < 4:
+            few = counted(len(fit[name]), f"{name} rows")
+            raise DataError(f"Only {few} can be compared: finite, their successor known. Give more.")
     if stand_ins:
         notes.append("The real data do not hold what follows a terminal row: those are left out where s' is compared.")
 
@@ -297,7 +308,7 @@ def fidelity(
         rows=n,
         floor=floor,
         steered=steered,
-        notes=tuple(notes),
+        notes=tuple(of_rows(source, note) for note in notes),
         ks=ks,
         ks_floor=ks_floor,
         correlations=of_fresh,
@@ -317,6 +328,7 @@ def fidelity(
         dynamics=steps,
         learned=learned,
         no_simulator=no_simulator,
+        source=source,
     )
 
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from diffrl.augment.fidelity.comparison import LEGEND, FidelityReport, table_of
 from diffrl.augment.fidelity.learned import CHANGES, LearnedError
 from diffrl.augment.fidelity.measures import UNIT, Doubles, Pair
-from diffrl.augment.fidelity.verdicts import advice, verdict_of
+from diffrl.augment.fidelity.verdicts import advice, of_rows, verdict_of
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS
 from diffrl.data.offline import Floats, OfflineDataset
 from diffrl.support.console import console
@@ -56,10 +56,8 @@ def say(report: FidelityReport, helps: Collection[str] | None = None) -> None:
     for measure, sentence in report.verdicts.items():
         if measure != "overall":
             console.print(f"  [bold]{measure.replace('_', ' ')}[/]: {escape(sentence)}")
-    console.print(
-        f"  (The floor is the same measure between real rows and others, held out: what chance alone gives. {LEGEND})",
-        markup=False,
-    )
+    floor = "The floor is the same measure between real rows and others, held out: what chance alone gives."
+    console.print(f"  ({of_rows(report.source, floor)} {LEGEND})", markup=False)
     verdict = verdict_of(report)
     if verdict.word != NO_FAULT:
         console.print(
@@ -103,12 +101,12 @@ def page(report: FidelityReport, picture: bytes, title: str) -> str:
     measures, verdict = _measures(report), verdict_of(report)
     lines, seen = [], None
     for key, measure, pair, form in measures:
-        words = ""
+        words, name = "", html.escape(of_rows(report.source, measure))
         if key != seen:
             height = sum(other == key for other, *_ in measures)
             words = f'<td rowspan="{height}">{html.escape(report.verdicts[key])}</td>'
         lines.append(
-            f'<tr><td>{html.escape(measure)}</td><td class="n s">{_number(pair.synthetic, form)}</td>'
+            f'<tr><td>{name}</td><td class="n s">{_number(pair.synthetic, form)}</td>'
             f'<td class="n f">{_number(pair.real, form)}</td>{words}</tr>'
         )
         seen = key
@@ -122,24 +120,25 @@ def page(report: FidelityReport, picture: bytes, title: str) -> str:
         asked += f"; the simulator was set to {len(steps.synthetic):,}"
     if report.learned is not None:
         asked += f"; a regressor fitted on real rows was asked about {len(report.learned.synthetic):,}"
-    asked += "."
+    asked = of_rows(report.source, f"{asked}.")
+    real, other = (of_rows(report.source, word) for word in ("real", "Real"))
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
     encoded = base64.b64encode(picture).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1>
-<p class="about">{report.rows:,} rows a side. "Real" is the floor that sampling sets: {html.escape(report.floor)};
+<p class="about">{report.rows:,} rows a side. "{other}" is the floor that sampling sets: {html.escape(report.floor)};
 in rates and shares, the training rows themselves. Distances of rows [s, a, r, s', terminal] are in standardised
 units. {asked}</p>
 <p class="verdict {_KINDS[verdict.word]}">{html.escape(verdict.sentence)}</p>
-<table><tr><th>measure</th><th class="n">synthetic</th><th class="n">real</th><th>in words</th></tr>
+<table><tr><th>measure</th><th class="n">synthetic</th><th class="n">{real}</th><th>in words</th></tr>
 {"".join(lines)}</table>
 {f"<ul>{notes}</ul>" if notes else ""}
 <img alt="Histograms, correlations, distances to training rows and dynamics errors"
 src="data:image/png;base64,{encoded}">
 <h2>Kolmogorov-Smirnov statistic by column</h2>
-<p class="about">In brackets: real against real. {html.escape(LEGEND)}</p>
+<p class="about">In brackets: {real} against {real}. {html.escape(LEGEND)}</p>
 <div class="columns">{columns}</div>
 </body></html>
 """
@@ -243,7 +242,7 @@ def _plot_histograms(part: "SubFigure", report: FidelityReport, tables: list[Flo
         low, high = np.quantile(real, [0.001, 0.999])
         margin = 0.05 * (high - low) or 1.0
         bins = np.linspace(low - margin, high + margin, 50)
-        _two_histograms(ax, made, real, bins)
+        _two_histograms(ax, report, made, real, bins)
         ax.set_title(
             f"{report.names[column]}    KS {report.ks[column]:.3f} ({report.ks_floor[column]:.3f})", fontsize=10
         )
@@ -255,7 +254,7 @@ def _plot_histograms(part: "SubFigure", report: FidelityReport, tables: list[Flo
     axes[0].legend(frameon=False, fontsize=8, handlelength=1.2)
     which = "Columns" if len(shown) == len(report.names) - 1 else "The reward, and the columns that differ most"
     part.suptitle(
-        f"{which} (in brackets: real against real; the outermost bins hold what lies beyond)",
+        of_rows(report.source, f"{which} (in brackets: real against real; the outermost bins hold what lies beyond)"),
         fontsize=11,
         x=0.01,
         ha="left",
@@ -268,7 +267,7 @@ def _plot_correlations(part: "SubFigure", report: FidelityReport) -> None:
     difference = report.synthetic_correlations - report.correlations
     largest = report.correlation_largest
     panels: list[tuple[str, Doubles]] = [
-        ("real", report.correlations),
+        (of_rows(report.source, "real"), report.correlations),
         ("synthetic", report.synthetic_correlations),
         (f"difference, at most {largest.synthetic:.2f} ({largest.real:.2f})", difference),
     ]
@@ -293,7 +292,7 @@ def _plot_correlations(part: "SubFigure", report: FidelityReport) -> None:
 def _plot_ks(ax: "Axes", report: FidelityReport) -> None:
     """The statistic of every column, and the floor's."""
     at = np.arange(len(report.names))
-    ax.bar(at, report.ks_floor, color=GREY, alpha=0.55, width=0.9, label="real against real")
+    ax.bar(at, report.ks_floor, color=GREY, alpha=0.55, width=0.9, label=of_rows(report.source, "real against real"))
     ax.plot(at, report.ks, "o", color=BLUE, markersize=4, label="synthetic")
     ticks = _block_starts(report)
     ax.set_xticks(ticks, [report.names[i] for i in ticks])
@@ -306,8 +305,9 @@ def _plot_neighbours(ax: "Axes", report: FidelityReport) -> None:
     """Distances to the nearest training row."""
     near = report.neighbours
     high = float(np.quantile(np.concatenate([near.synthetic, near.real]), 0.99)) or 1.0
-    _two_histograms(ax, near.synthetic, near.real, np.linspace(0, high, 45))
-    ax.axvline(near.low.real, color=ORANGE, linewidth=1, linestyle="--", label="1 % of real rows are nearer")
+    _two_histograms(ax, report, near.synthetic, near.real, np.linspace(0, high, 45))
+    label = of_rows(report.source, "1 % of real rows are nearer")
+    ax.axvline(near.low.real, color=ORANGE, linewidth=1, linestyle="--", label=label)
     ax.set_xlabel(f"distance; left of the line: {near.closer:.1%} of synthetic rows")
     ax.set_title("Distance to the nearest training row", fontsize=10)
     _leave_room(ax)
@@ -318,7 +318,7 @@ def _plot_dynamics(ax: "Axes", report: FidelityReport) -> None:
     """Errors of s' against the simulator, or else the regressor, on a log scale."""
     steps = report.dynamics or report.learned
     by = "a regressor fitted on real rows" if report.dynamics is None else "the simulator"
-    ax.set_title(f"Error of s' against {by}", fontsize=10)
+    ax.set_title(of_rows(report.source, f"Error of s' against {by}"), fontsize=10)
     if steps is None or not len(steps.synthetic) or not len(steps.real):
         why = "not measured" if report.dynamics is None else "no observation gives the whole state"
         ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY)
@@ -329,7 +329,7 @@ def _plot_dynamics(ax: "Axes", report: FidelityReport) -> None:
     least = 1e-8 if report.dynamics is not None else 1e-4
     high = max(1.0, float(max(steps.synthetic.max(), steps.real.max())))
     bins = np.geomspace(least, 2 * high, 60)
-    _two_histograms(ax, steps.synthetic.clip(least), steps.real.clip(least), bins)
+    _two_histograms(ax, report, steps.synthetic.clip(least), steps.real.clip(least), bins)
     ax.axvline(steps.standing_still, color=ORANGE, linewidth=1, linestyle="--", label='"s\' = s", median')
     ax.set(
         xscale="log",
@@ -341,9 +341,10 @@ def _plot_dynamics(ax: "Axes", report: FidelityReport) -> None:
     finish(ax, "upper left")
 
 
-def _two_histograms(ax: "Axes", made: NDArray[Any], real: NDArray[Any], bins: Doubles) -> None:
+def _two_histograms(ax: "Axes", report: FidelityReport, made: NDArray[Any], real: NDArray[Any], bins: Doubles) -> None:
     """Real filled behind, synthetic outlined; as shares, what lies beyond the last bin in it."""
-    real_look: dict[str, Any] = {"color": GREY, "histtype": "stepfilled", "alpha": 0.55, "label": "real"}
+    label = of_rows(report.source, "real")
+    real_look: dict[str, Any] = {"color": GREY, "histtype": "stepfilled", "alpha": 0.55, "label": label}
     made_look: dict[str, Any] = {"color": BLUE, "histtype": "step", "linewidth": 1.5, "label": "synthetic"}
     for values, look in ((real, real_look), (made, made_look)):
         weights = np.full(len(values), 1 / len(values))

@@ -15,6 +15,7 @@ from diffrl.augment.fidelity.verdicts import (
     elsewhere,
     lost,
     odd_atoms,
+    of_rows,
     times,
     told,
     unlikeness,
@@ -28,8 +29,13 @@ if TYPE_CHECKING:
 
 def verdicts_of(report: "FidelityReport") -> dict[str, str]:
     """What the measures say, a sentence each; before them, as `overall`, whether the rows are of any use."""
+    measured = {measure: of_rows(report.source, sentence) for measure, sentence in _sentences(report).items()}
+    return {"overall": verdict_of(report).sentence, **measured}
+
+
+def _sentences(report: "FidelityReport") -> dict[str, str]:
+    """What the measures say of rows beside real ones, a sentence each."""
     return {
-        "overall": verdict_of(report).sentence,
         "marginals": f"The mean KS over columns is {_against_floor(report.ks_mean)}. {_worst_column(report)}",
         "correlations": f"The mean difference is {_against_floor(report.correlation_mean)}, the largest "
         f"{_against_floor(report.correlation_largest)}.",

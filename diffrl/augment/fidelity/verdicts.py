@@ -1,6 +1,7 @@
 """What is found wrong with the rows of a fidelity report: whether they are of any use, and where to look first."""
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,6 +9,7 @@ from diffrl.augment.fidelity import measures
 from diffrl.augment.fidelity.learned import LearnedError, Slope
 from diffrl.augment.fidelity.measures import FEWEST, ODD_ENDS, PARTS, UNIT, Neighbours, Pair
 from diffrl.data.fidelity import LOOK_FIRST, NO_FAULT, USELESS, Verdict
+from diffrl.support.errors import beginning
 
 if TYPE_CHECKING:
     from diffrl.augment.fidelity.comparison import FidelityReport
@@ -34,6 +36,8 @@ FOUND, HARDLY = 0.75, 0.5
 So are rows of which real ones have such a share."""
 SURE = 3.5
 """Standard errors by which they have less."""
+_OF_SOURCE = 600
+"""Characters of a source's own verdict that are said again, at most."""
 
 
 class Finding(NamedTuple):
@@ -51,7 +55,38 @@ class Finding(NamedTuple):
 
 
 def verdict_of(report: "FidelityReport") -> Verdict:
-    """Whether the rows are of any use, as a data set keeps it: all faults that were found, the worst first."""
+    """Whether the rows are of any use, as a data set keeps it: all faults that were found, the worst first.
+
+    Where the source holds generated rows itself, what was said of these is part of it: see `with_source`.
+    """
+    own = _own_verdict(report)
+    own = own._replace(sentence=of_rows(report.source, own.sentence))
+    return own if report.source is None else with_source(own, report.source)
+
+
+def with_source(own: Verdict, source: Verdict) -> Verdict:
+    """A verdict on rows beside their source, together with that on the source, which holds generated rows itself.
+
+    The worse of both counts: rows that are like useless ones are useless.
+    """
+    said = "Its source was itself generated"
+    said += f", of which was said: {beginning(source.sentence, _OF_SOURCE)}" if source.sentence else "."
+    words = (NO_FAULT, LOOK_FIRST, USELESS)
+    if source.word in words and own.word in words and words.index(source.word) > words.index(own.word):
+        return Verdict(source.word, f"{said} Beside its source: {own.sentence}")
+    return own._replace(sentence=f"{own.sentence} {said}")
+
+
+def of_rows(source: Verdict | None, text: str) -> str:
+    """A text on real rows. They are called source rows in it where some are generated, of which `source` tells."""
+    if source is None:
+        return text
+    text = re.sub(r"\b([Rr])eal ones\b", r"\1eal rows", text)
+    return re.sub(r"\breal\b", "source", re.sub(r"\bReal\b", "Source", text))
+
+
+def _own_verdict(report: "FidelityReport") -> Verdict:
+    """What is found of the rows beside those that they were made from."""
     found = findings(report)
     texts = "; ".join(finding.text for finding in found)
     by = f"(Dynamics: {measured_by(report)}.)"

@@ -1,7 +1,7 @@
 """Flow-to-Better as an augmenter: preferences, a learned reward, blocks, a diffuser, and trajectories that flow."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,24 +58,23 @@ from diffrl.data.segments import SegmentSource, Windows
 from diffrl.data.transitions import Transitions
 from diffrl.support import schema
 from diffrl.support.console import console, work
-from diffrl.support.errors import UserError
+from diffrl.support.errors import UserError, counted
 from diffrl.support.files import regular_file, sha256
 from diffrl.support.seeds import generator_at, mix
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import StackTrainer
+from envs.datasets import called
 
 PREFERENCES = tuple(field.name for field in dataclasses.fields(PreferenceConfig))
 """The settings of preferences."""
 SEGMENT = 100
 """Rows of a segment that the synthetic teacher labels, as published."""
+LEARNED = "Rewards are the learned ones: that they differ from the simulator's is no fault."
+"""What is said where rows are compared whose rewards are learned."""
 RELABELLED = "relabelled.hdf5"
 """The data set with the learned reward, in the model's folder."""
 _HELD_OUT_PAIRS = 128
 """Pairs that the held-out loss is taken over, at most."""
-_FEW = 10
-"""Fewer preferences than this are pointed out: published are 15 pairs."""
-_COIN = 0.6
-"""An accuracy below which a reward model has hardly learned anything."""
 
 
 def flow_to_better(
@@ -112,12 +111,11 @@ def flow_to_better(
 
 def _refuse_late_relabelling(request: Request) -> None:
     """Raise UserError where the generated data set is there already and the relabelled one is not."""
-    target = Target(request.out, True, FlowToBetter.verb)
-    folder = target.folder if request.folder is None else Path(request.folder)
-    if target.exists and not (folder / RELABELLED).exists():
+    target = Target(dataclasses.replace(request, force=True), FlowToBetter.verb)
+    if target.exists and not (target.folder / RELABELLED).exists():
         raise UserError(
-            f"{request.out} exists, without {folder / RELABELLED}: add --force to make both. The trained models are "
-            "kept, and the same rows are generated once more."
+            f"{request.out} exists, without {target.folder / RELABELLED}: add --force to make both. The trained models "
+            "are kept, and the same rows are generated once more."
         )
 
 
@@ -224,16 +222,16 @@ class FlowToBetter(Augmenter):
         asked = self.preferences
         if asked.pairs is None:
             found = read_preferences(asked.preferences, dataset)
-            text = f"{asked.preferences}, {len(found):,} pairs of segments of {found.horizon} rows."
+            text = f"{asked.preferences}, {counted(len(found), 'pairs')} of segments of {found.horizon} rows."
             about: dict[str, Any] = {"source": "file", "file": Path(asked.preferences).name}
         else:
             segment = asked.segment or SEGMENT
             labelled = teach(dataset, asked.pairs, segment, seed, noise=asked.label_noise, ties=asked.ties)
             found = labelled.segments(dataset)
             text = (
-                f"{asked.pairs:,} pairs of segments of {segment} rows, labelled by the synthetic teacher by the data's "
-                f"own rewards ({labelled.about['turned round']} labels turned round, {labelled.about['equal']} "
-                "equal). Nothing else looks at these."
+                f"{counted(asked.pairs, 'pairs')} of segments of {segment} rows, labelled by the synthetic teacher by "
+                f"the data's own rewards ({labelled.about['turned round']} labels turned round, "
+                f"{labelled.about['equal']} equal). Nothing else looks at these."
             )
             about = {"source": "synthetic teacher", **labelled.about}
         least = self.reward.members if self.reward.held_out else 1
@@ -314,7 +312,7 @@ class FlowToBetter(Augmenter):
                 )
             model.save(folder, report, comes_from)
         if not self._quiet:
-            for line in _of_reward(report, model.members):
+            for line in report.lines(model.members):
                 console.print(line)
         return model, report
 
@@ -435,10 +433,14 @@ class FlowToBetter(Augmenter):
             for line in counts.lines(self._returns):
                 console.print(line)
         if self._relabel:
-            path = d4rl.write(self._folder / RELABELLED, self._with_environment(), force=True)
+            path = d4rl.write(self._folder / RELABELLED, self._with_source(), force=True)
             if not self._quiet:
                 console.print(f"Relabelled:  {path}, the data set itself with the learned reward.")
         return counts.rows
+
+    @override
+    def fewer(self) -> str:
+        return self._counts.fewer()
 
     def _nothing(self, counts: Counts) -> str:
         if counts.improved:
@@ -453,21 +455,30 @@ class FlowToBetter(Augmenter):
             "trained and generated is kept. Train longer (--steps), or ask for a smaller --improvement."
         )
 
-    def _with_environment(self) -> OfflineDataset:
-        spec = self._data.task.spec
+    def _with_source(self) -> OfflineDataset:
+        """The relabelled data, with where they come from, whose preferences, and their environment."""
+        dataset, spec = self._data.dataset, self._data.task.spec
         more = {
+            "source": called(str(dataset.metadata["dataset"])),
+            "source_sha256": d4rl.fingerprint(dataset),
+            "preferences": self._about,
+            "reward_model": self._of_reward_model(),
             "action_low": self._data.action_bounds[0],
             "action_high": self._data.action_bounds[1],
             **({} if spec is None else spec.metadata()),
         }
         return dataclasses.replace(self._relabelled, metadata=self._relabelled.metadata | more)
 
+    def _of_reward_model(self) -> dict[str, Any]:
+        """How good the reward model is, and its settings, as JSON holds them."""
+        return {**dataclasses.asdict(self._report), "settings": dataclasses.asdict(self.reward)}
+
     @override
     def provenance(self) -> dict[str, Any]:
         return {
             "preferences": self._about,
             "reward_source": self._relabelled.metadata["reward_source"],
-            "reward_model": {**dataclasses.asdict(self._report), "settings": dataclasses.asdict(self.reward)},
+            "reward_model": self._of_reward_model(),
             "blocks": {"sizes": self._blocks.sizes().tolist(), "mean_returns": self._blocks.centres.tolist()},
             "model": self.model_settings | {"horizon": self._windows.horizon},
             "sampling": self.sampling_settings,
@@ -481,20 +492,4 @@ class FlowToBetter(Augmenter):
 
     @override
     def remark(self) -> str:
-        return "Rewards are the learned ones: that they differ from the simulator's is no fault."
-
-
-def _of_reward(report: RewardReport, members: int) -> Iterator[str]:
-    """What is said of a reward model."""
-    if report.accuracy is None or report.calibration is None:
-        yield f"Reward:      {members} networks; no preference is held out, so nothing is known of how good they are."
-        return
-    yield (
-        f"Reward:      {members} networks foretell {report.accuracy:.1%} of the preferences that they hold out "
-        f"(of {report.pairs:,}; {report.equal:,} pairs are equal), "
-        f"{report.train_accuracy:.1%} of all; their probabilities are off by {report.calibration:.3f} (calibration)."
-    )
-    if report.pairs < _FEW:
-        yield f"[yellow]{report.pairs} preferences say little of how good it is: give more pairs.[/]"
-    if report.accuracy < _COIN:
-        yield "[yellow]That is hardly better than a coin: give more pairs, or look at the labels.[/]"
+        return LEARNED

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from diffrl.augment.fidelity.measures import UNIT
 from diffrl.augment.flow_to_better import generate
 from diffrl.data.offline import Floats
+from diffrl.support.errors import counted
 
 BLOCK = 2**16
 """Generated rows looked at once."""
@@ -67,8 +68,17 @@ class Counts:
         if not np.isnan(self.median_error):
             yield (
                 f"Dynamics:    the median row misses the simulator's s' by {self.median_error:.2g} {UNIT}; "
-                f"{self.left_out:,} rows are left out for it."
+                f"{counted(self.left_out, 'rows')} {'is' if self.left_out == 1 else 'are'} left out for it."
             )
+
+    def fewer(self) -> str:
+        """Why not all rows are written, a part of a sentence; empty where they are."""
+        missed, all_of = self.trajectories - self.improved, f"of {self.trajectories:,} trajectories"
+        reasons = [
+            (missed, f"{all_of} {'was' if missed == 1 else 'were'} not improved"),
+            (self.left_out, f"of their rows {'is' if self.left_out == 1 else 'are'} left out by --max-dynamics-error"),
+        ]
+        return "; ".join(f"{n:,} {what}" for n, what in reasons if n)
 
     def as_json(self, bound: float | None) -> dict[str, Any]:
         """The counts, as JSON holds them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from diffrl.data.offline import Ints, OfflineDataset
 from diffrl.data.preferences import Preferences, draw_pairs, segment_starts
 from diffrl.nets import MLP, Adam
 from diffrl.support import schema
-from diffrl.support.errors import UserError, first_line
+from diffrl.support.errors import UserError, counted, first_line
 from diffrl.support.folder import Damaged, read_json, read_tensors, seal, sealed, write, write_json
 from diffrl.support.seeds import generator_at, mix
 
@@ -32,6 +32,10 @@ FORMAT = "diffrl-reward-model-1"
 """The entry `format` of `ABOUT`."""
 _ROWS = 2**13
 """Rows that are scored at once: a layer of five members takes 40 MB."""
+_FEW = 10
+"""Fewer preferences than this are pointed out: published are 15 pairs."""
+_COIN = 0.6
+"""An accuracy below which a reward model has hardly learned anything."""
 _LOW = 0.01
 """The quantile of the data's scores that becomes the reward 0."""
 
@@ -64,6 +68,21 @@ class RewardReport:
     """The mean log-likelihood of held-out labels, in nats; a coin's is -.693."""
     disagreement: float
     """The standard deviation of the members' probabilities, a mean over all pairs."""
+
+    def lines(self, members: int) -> Iterator[str]:
+        """What is printed of a reward model of so many networks."""
+        if self.accuracy is None or self.calibration is None:
+            yield f"Reward:      {members} networks; no preference is held out: nothing is known of how good they are."
+            return
+        yield (
+            f"Reward:      {members} networks foretell {self.accuracy:.1%} of the preferences that they hold out "
+            f"(of {self.pairs:,}; {self.equal:,} pairs are equal), "
+            f"{self.train_accuracy:.1%} of all; their probabilities are off by {self.calibration:.3f} (calibration)."
+        )
+        if self.pairs < _FEW:
+            yield f"[yellow]{counted(self.pairs, 'preferences')} say little of how good it is: give more pairs.[/]"
+        if self.accuracy < _COIN:
+            yield "[yellow]That is hardly better than a coin: give more pairs, or look at the labels.[/]"
 
 
 class RewardModel(nn.Module):

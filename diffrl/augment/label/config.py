@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+from diffrl.augment.config import refuse_address
 from diffrl.augment.flow_to_better.config import RewardConfig
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.support.schema import Many, Range, Rows, Seed, check
@@ -53,3 +54,4 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        refuse_address(self.out, "--out")
