@@ -207,6 +207,14 @@ def test_the_recipes_of_contributing_can_be_copied(site: Path, capsys: pytest.Ca
     assert {line[1] for line in table[1:]} == {"linear on mine-small", "linear on more.hdf5"}
     said = " ".join("".join(capsys.readouterr()).split())
     assert "Scaled by mine's reference returns for mine, but data or environment are not mine's: do not" in said
+    words = ["augment", "gaussian", "mine-small", "--steps", "50", "--no-report", "--out", str(site.parent / "m.hdf5")]
+    assert main(words) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    words = ["train", *said.partition("To train on it: diffrl train ")[2].split()]
+    assert words[-2:] == ["--env", "mine_data:Mine-v0"]  # a file may not import it
+    words += ["--steps", "4", "--eval-episodes", "1", "--out", str(site.parent / "on-more")]
+    assert main(words) == 0
+    assert json.loads((site.parent / "on-more" / "scores.json").read_text())["evaluations"]
     made = d4rl.read(more)
     assert made.metadata["algorithm"] == "A Gaussian (Gauss 1809), mine 1.0"
     assert np.cov(made.observations[:, 0], made.actions[:, 0])[0, 1] == pytest.approx(1 / 6, abs=0.02)  # a = s / 2

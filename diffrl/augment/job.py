@@ -120,7 +120,10 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
         if verdict.word == USELESS:
             console.print("[yellow]The rows do not look usable: see what is said above before training on them.[/]")
         else:
+            module, _, env_id = (data.task.env_id or "").rpartition(":")
             command = f"diffrl train --agent {augmenter.agent} --dataset {target.name(written)}"
+            if module not in ("", "envs"):  # which a file may not import: see `envs.making.check_rebuilt`
+                command += f" --env {module}:{env_id}"
             console.print(f"{READY[verdict.word]}: {command}", markup=False)
     return written
 
