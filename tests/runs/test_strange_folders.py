@@ -4,6 +4,7 @@ And places that take nothing: folders that may not be read or written, disks tha
 """
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -356,6 +357,8 @@ def test_output_onto_a_full_disk_is_a_sentence() -> None:
 
 @pytest.mark.parametrize("place", ["home", pytest.param("/proc/1", marks=pytest.mark.slow)])
 def test_a_home_that_takes_nothing_names_the_variable(place: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec("torch._dynamo.package") is None:
+        pytest.skip("This PyTorch makes no folder at its import, and a run of the built-in model needs none.")
     (tmp_path / "home").mkdir(mode=0o555)
     own = {"XDG_CACHE_HOME": "", "DIFFRL_CACHE": "", "HOME": str(tmp_path / place)}
     done = mortal("finetune", "--reward", "jpeg", "--out", str(tmp_path / "out"), **own)
