@@ -118,15 +118,22 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)
 def refuse_address(place: Path | str | None, option: str) -> None:
     """Raise UserError where an option names an address, such as s3://bucket/NAME, for something that is written.
 
-    Of file:///PATH the error names PATH, which is to be given. None is no place.
+    Of file:///PATH the error names PATH, which is to be given. None is no place; what exists here is a path.
     """
     found = _ADDRESS.fullmatch(str(place))
-    if place is None or found is None:
+    if place is None or found is None or str(place).startswith(MINARI) or _exists(place):
         return
     scheme, slashes, rest = found.groups()
-    here = scheme.lower() == "file" and not (isinstance(place, str) and slashes == "//")
+    here = scheme.lower() in ("file", "local") and not (isinstance(place, str) and slashes == "//")
     advice = f"give the path, /{rest}." if here else "give a path of this machine, and copy what is there at the end."
     raise UserError(f"{option} is the address {scheme}://{'/' * here}{rest}; nothing is written to addresses: {advice}")
+
+
+def _exists(place: Path | str) -> bool:
+    try:
+        return Path(place).exists()
+    except OSError:  # a name that is too long for a path
+        return False
 
 
 def for_id(minari_id: str, what: str) -> Path:

@@ -116,7 +116,8 @@ def _refuse_odd(augmenter: Augmenter, by: str, table: Mapping[str, NDArray[Any]]
     if n := int(np.sum(bad)):
         raise UserError(
             f"{_called(augmenter, by)} gives rows with numbers that are not finite: {n:,} of {np.size(bad):,} of "
-            f"{_method(augmenter, method)}. No data set is written; its model is kept."
+            f"{_method(augmenter, method)}. No data set is written; its model is kept. "
+            "Such rows are often of a model that is trained too briefly, or has diverged."
         )
 
 

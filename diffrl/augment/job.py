@@ -101,20 +101,19 @@ def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: 
         verdict = (
             _report(request, folder, begun, data, augmenter, generated, quiet) if request.report else _unmeasured(data)
         )
-        if verdict.word == NOT_MEASURED.word:
-            for name in REPORT:  # one that is there is of other rows
-                (folder / name).unlink(missing_ok=True)
         with work("Writing", "rows", quiet) as on_progress:
             about = provenance(request, augmenter, data, begun.fingerprint, n, by) | verdict.metadata()
             about |= of_terminals(data.dataset, request.mix == "append", augmenter.ends(generated))
             written = target.write(_blocks(request, data, augmenter, generated, on_progress), about, data.dataset)
         chunks.clear(folder)
+        removed = verdict.word == NOT_MEASURED.word and _removed_report(folder)
     if not quiet:
         before = f"{counted(len(data.transitions), 'transitions')} of the source, then " * (request.mix == "append")
         of = f" of {len(generated):,} generated ({augmenter.fewer()})" if n < len(generated) else ""
         console.print(f"Written: {written}, {before}{counted(n, 'synthetic transitions')}{of}, {augmenter.described}.")
         later = "" if request.report else " The same command without --no-report, but with --force, measures it"
         later += f": the model in {folder} is kept." if later else ""
+        later += " The report of the rows that were there is removed." if removed else ""
         said = f"not measured.{later}" if verdict.word == NOT_MEASURED.word else folder / "fidelity.html"
         console.print(f"Fidelity:    {said}", markup=False, highlight=False)
         if verdict.word == USELESS:
@@ -357,6 +356,14 @@ def _first(augmenter: Augmenter, generated: NDArray[np.float32], rows: int) -> d
 def _whole(rows: int, augmenter: Augmenter) -> int:
     """So many rows or a little fewer, in whole groups of those that belong together."""
     return max(rows // augmenter.together, 1) * augmenter.together
+
+
+def _removed_report(folder: Path) -> bool:
+    """Remove the report of rows that are no more, once others are written; whether there was one."""
+    there = [folder / name for name in REPORT if (folder / name).exists()]
+    for path in there:
+        path.unlink()
+    return bool(there)
 
 
 def _unmeasured(data: RealData, why: str = NOT_MEASURED.sentence) -> Verdict:

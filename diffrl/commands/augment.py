@@ -37,7 +37,9 @@ def _kept(request: Request, verb: str, what: str, less: str) -> Iterator[None]:
     """
 
     def trained() -> bool:
-        return any(steps(request.model_folder(verb)))  # of step 0 there is nothing to keep
+        folder = request.model_folder(verb)
+        # Of step 0 there is nothing to keep; Flow-to-Better's reward model is trained before.
+        return any(steps(folder)) or (folder / "reward_model.safetensors").is_file()
 
     def saved() -> str:
         begins = "What is saved is kept: the same command goes on" if trained() else "The same command begins again"
@@ -45,7 +47,7 @@ def _kept(request: Request, verb: str, what: str, less: str) -> Iterator[None]:
 
     def stopped() -> str:
         if not trained():
-            return "Stopped before the model was trained: the same command begins again."
+            return "Stopped before anything was trained: the same command begins again."
         return "Stopped. What is trained and generated is kept: the same command goes on."
 
     with explaining_memory(what, less, saved), going_on(stopped):

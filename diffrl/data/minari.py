@@ -38,8 +38,8 @@ def store() -> Path:
 
 
 def is_id(name: str) -> bool:
-    """Whether `name` has the form of a Minari id: (namespace/)name-v0."""
-    return re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name) is not None
+    """Whether `name` has the form of a Minari id: (namespace/)name-v0. Its namespaces have two characters or more."""
+    return re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name) is not None and len(name.rpartition("/")[0]) != 1
 
 
 def is_folder(path: Path) -> bool:

@@ -170,11 +170,11 @@ def test_the_same_data_by_another_name_go_on_with_their_model(
 
 
 def test_who_is_stopped_hears_what_is_kept(source: Path, tmp_path: Path) -> None:
-    """Nothing is, before the model was trained."""
+    """Nothing is, before anything was trained."""
     for out in (str(tmp_path / "new.hdf5"), "minari:hopper/new-v0"):
         asked = Request(str(source), out, folder=None if out.endswith("hdf5") else tmp_path / "new-synther")
         for words in (
-            "Stopped before the model was trained: the same",
+            "Stopped before anything was trained: the same",
             "Stopped. What is trained and generated is kept",
         ):
             with pytest.raises(Interrupted, match=words), _kept(asked, "synther", "training", "less"):

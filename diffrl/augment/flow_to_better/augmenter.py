@@ -1,6 +1,7 @@
 """Flow-to-Better as an augmenter: preferences, a learned reward, blocks, a diffuser, and trajectories that flow."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -292,6 +293,10 @@ class FlowToBetter(Augmenter):
         pairs = BlockPairs(self._blocks, self._device)
         return StackTrainer(self._model, PairSource(self._segments, pairs, codec), self.diffuser.batch_size, generator)
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return d4rl.fingerprint(self._data.dataset)
+
     def _reward_model(self, folder: Path, begun: bool) -> tuple[RewardModel, RewardReport]:
         """The reward model of the folder, or where there is none that fits, a new one, which is written there.
 
@@ -299,7 +304,7 @@ class FlowToBetter(Augmenter):
         comes from are the same.
         """
         comes_from = {
-            "data": d4rl.fingerprint(self._data.dataset),
+            "data": self._fingerprint,
             **{name: self.model_settings[name] for name in (*PREFERENCES, "pairs")},
         }
         wanted = {"learned_from": comes_from, "config": dataclasses.asdict(self.reward), "seed": self._seed}
@@ -460,7 +465,7 @@ class FlowToBetter(Augmenter):
         dataset, spec = self._data.dataset, self._data.task.spec
         more = {
             "source": called(str(dataset.metadata["dataset"])),
-            "source_sha256": d4rl.fingerprint(dataset),
+            "source_sha256": self._fingerprint,
             "preferences": self._about,
             "reward_model": self._of_reward_model(),
             "action_low": self._data.action_bounds[0],
