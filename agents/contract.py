@@ -5,23 +5,24 @@ the first steps of a training are compared with what the agent had before, and t
 """
 
 import inspect
+import random
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.base import Agent, Metrics, refuse_actions
-from agents.planning import Follower, Planner
+from agents.planning import Planner
 from diffrl.support.errors import UserError, joined, shown
 
 CALLS = {"update": "(batch, generator, phase)", "act": "(observations, generator)"}
 """The methods that are called from outside, and with what."""
 DEPTH = 6
 """How deep in attributes and containers a tensor is looked for."""
-STEPS = 100
-"""How long a plan is followed at most, to see that it can be."""
 
 
 def check(agent: Agent) -> None:
@@ -30,7 +31,7 @@ def check(agent: Agent) -> None:
     And where it is not made as an `Agent` is, and where a `Planner` is none by its configuration, or keeps its plans
     for no number of steps.
     """
-    if missing := sorted({"config", "networks", "optimisers", "step"} - vars(agent).keys()):
+    if missing := [name for name in ("config", "networks", "optimisers", "step") if not hasattr(agent, name)]:
         raise UserError(
             f"{type(agent).__name__} has no {joined(missing)}: its __init__ is to begin with super().__init__(config, "
             "observation_size, action_size, seeds, device)"
@@ -65,26 +66,30 @@ def _check_planning(agent: Agent) -> None:
 
 @torch.no_grad()
 def try_acting(agent: Agent) -> None:
-    """Ask the agent to act, at two observations of 0. Raises UserError where that gives nothing of actions' shape.
+    """Ask a copy of the agent to act, at two observations of 0. Raises UserError where it gives nothing of their shape.
 
-    A planner is to follow its plan up to its last step. How large actions are is seen once they are trained, in
-    evaluations. Whatever else it raises passes. Nobody's random numbers are
-    drawn: it has a generator of its own, and torch's are put back.
+    A planner is asked for plans and their first actions. How large actions are, and whether a plan lasts, is seen in
+    evaluations, once they are trained. An agent that cannot be copied, or that fails otherwise, is left to these too.
+    The agent is as it was, and so is everybody's randomness.
     """
-    observations = torch.zeros(agent.n_seeds, 2, agent.observation_size, device=agent.device)
-    generator = torch.Generator(agent.device).manual_seed(0)
-    own = vars(agent)
-    compiled = {name: own.pop(name) for name in agent.acting if name in own}  # of other shapes: not anew for these
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
-            if not isinstance(agent, Planner):
-                refuse_actions(agent, agent.act(observations, generator), observations, bounds=False)
-                return
-            follower = Follower(agent, generator)
-            for _ in range(min(agent.replan_every or 1, STEPS)):
-                refuse_actions(agent, follower(observations), observations, "follow", bounds=False)
+            copy = deepcopy(agent)
+            for name in agent.acting:  # of other shapes: not compiled anew for these
+                vars(copy).pop(name, None)
+            observations = torch.zeros(agent.n_seeds, 2, agent.observation_size, device=agent.device)
+            actions = copy.act(observations, torch.Generator(agent.device).manual_seed(0))
+            refuse_actions(
+                agent, actions, observations, "follow" if isinstance(agent, Planner) else "act", bounds=False
+            )
+    except UserError:
+        raise
+    except Exception:
+        return
     finally:
-        own.update(compiled)
+        np.random.set_state(states[0])  # noqa: NPY002
+        random.setstate(states[1])
 
 
 def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from diffrl.data.offline import OfflineDataset
 from diffrl.support import plugins
-from diffrl.support.errors import UserError, closest, nearest
+from diffrl.support.errors import UserError, closest, nearest, shown
 from diffrl.support.plugins import Plugin
 from envs import families
 from envs.ogbench import names as ogbench
@@ -204,13 +205,14 @@ def family(plugin: Plugin) -> DataFamily:
     return found
 
 
-def _refused(low: float | None, high: float | None) -> str:
+def _refused(low: Any, high: Any) -> str:
     """Why scores cannot be made of returns by these two references, half a sentence; "" where they can, or need not."""
     if low is None and high is None:
         return ""
-    if low is not None and high is not None and -math.inf < low < high < math.inf:
+    if all(isinstance(one, Real) for one in (low, high)) and -math.inf < low < high < math.inf:
         return ""
-    return f"ref_min is {low} and ref_max {high}; expected two finite returns, the second the larger one, or neither"
+    given = f"ref_min is {shown(low)} and ref_max {shown(high)}"
+    return f"{given}; expected two finite returns, the second the larger one, or neither"
 
 
 def load_of_package(benchmark_id: str) -> OfflineDataset:

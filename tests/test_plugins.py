@@ -473,6 +473,7 @@ def family(site: Path, source: str) -> Any:
         ("FAMILY = []", r"it is \[\]; expected an envs.registry.DataFamily", False),
         (WORLD.replace('"toyfam-large")', '"large")'), "its id 'large' does not begin with 'toyfam-'", False),
         (WORLD.replace("-2.5, 0.0", "3.0, 3.0"), "ref_min is 3.0 and ref_max 3.0; expected two finite returns", False),
+        (WORLD.replace("-2.5, 0.0", "'0', '1'"), "ref_min is '0' and ref_max '1'; expected", False),
         (WORLD.replace("-2.5, 0.0", "None, 0.0"), "ref_min is None and ref_max 0.0; expected", False),
         (WORLD.replace("in NAMES]", "in NAMES + NAMES]"), "it has the id 'toyfam-small' twice", False),
         (WORLD.replace("rng = ", "1 / 0; rng = "), r"load\('toyfam-small'\) fails with ZeroDivisionError", True),

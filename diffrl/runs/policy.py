@@ -261,9 +261,9 @@ def tell_remarks(
         console.print(f"{of or f'{run.path}, {which}'}: {sentence}", style="yellow", markup=False, highlight=False)
 
 
-def _tell_other_package(run: Run) -> None:
-    """Say, once, where a run's agent is of another version of its package here."""
-    if other := run.other_package():
+def _tell_other_package(run: Run, step: int | None = None) -> None:
+    """Say, once, where a run's agent is of another version of its package here: see `Run.other_package`."""
+    if other := run.other_package(step):
         say_once(escape(other))
 
 
@@ -271,9 +271,10 @@ def load_agent(run: Run, seed: int, which: str = "last", device: str = "cpu") ->
     """The agent of one seed alone, from the `last` or `best` checkpoint or that of a step."""
     if seed not in run.config.seeds:
         raise UserError(f"{run.path} has no seed {seed}; it has {', '.join(map(str, run.config.seeds))}.")
-    _tell_other_package(run)
     index = run.config.seeds.index(seed)
-    return _agent_at(run, _find_checkpoint(run, which, index), index, resolve_device(device))
+    saved = _find_checkpoint(run, which, index)
+    _tell_other_package(run, saved.step)
+    return _agent_at(run, saved, index, resolve_device(device))
 
 
 def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple[Agent, tuple[int, ...]]:
@@ -285,10 +286,10 @@ def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple
     missing = [seed for seed in seeds if seed not in run.config.seeds]
     if missing:
         raise UserError(f"{run.path} has no seed {missing[0]}; it has {', '.join(map(str, run.config.seeds))}.")
-    _tell_other_package(run)
     positions = [run.config.seeds.index(seed) for seed in seeds]
     found = [_find_checkpoint(run, which, position) for position in positions]
     steps = tuple(saved.step for saved in found)
+    _tell_other_package(run, max(steps, default=None))
     parts = [seed_slice(saved.learner, position) for saved, position in zip(found, positions, strict=True)]
     latest = parts[steps.index(max(steps))]
     agent = build_agent(run, device, seeds)

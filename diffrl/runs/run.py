@@ -144,9 +144,15 @@ class Run:
         found = [(int(after), name) for after, name in self.later_packages.items() if after.isdecimal()]
         return sorted((after, name) for after, name in found if after < step)
 
-    def other_package(self) -> str:
-        """A sentence where the agent is of another version of its package here than it was trained with; else ""."""
-        made_by, here = self.made_by(), packages.of_agent(self.config.agent.name)
+    def other_package(self, step: int | None = None) -> str:
+        """A sentence where the agent is of another version of its package here than it was trained with; else "".
+
+        step: of the checkpoint that is used, by default the newest.
+        """
+        made_by, here = (
+            self.made_by(max(checkpoint.steps(self.path), default=0) if step is None else step),
+            packages.of_agent(self.config.agent.name),
+        )
         if not (made_by and here) or made_by == here:
             return ""
         return f"{self.path} was made with {made_by}, and {here} is installed here: its code may do otherwise."

@@ -52,7 +52,9 @@ def address_of(name: str | Path) -> str | None:
 def path_of(name: str | Path) -> Path:
     """The path that a name means which is no address: of file:///PATH, PATH."""
     found = _ADDRESS.fullmatch(str(name))
-    return Path(f"/{found[2]}") if found is not None and found[1] in _HERE else Path(name)
+    if found is None or found[1] not in _HERE:
+        return Path(name)
+    return Path("/", found[2].removeprefix("localhost/"))
 
 
 def to_write(name: str | Path, what: str = "files") -> Path:

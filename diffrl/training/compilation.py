@@ -18,7 +18,7 @@ from agents.base import Agent
 from agents.base_config import AgentConfig
 from diffrl.data.transitions import Source
 from diffrl.support.console import console
-from diffrl.support.errors import first_line
+from diffrl.support.errors import UserError, first_line
 from diffrl.support.machine import compiled_code_folder
 
 
@@ -33,7 +33,8 @@ def compile_agent(
     """Compile the agent's losses now, by a step on a batch of `source` that is then undone. False if it failed.
 
     act_rows: also compile `act`, for these numbers of states of each seed at once. Says beforehand how long it will
-    take, and where it fails, why; the agent then stays as it was, uncompiled.
+    take, and where it fails, why; the agent then stays as it was, uncompiled. Raises UserError for an agent that does
+    not keep to `agents.contract`.
     """
     folder = compiled_code_folder()
     mark = folder / "diffrl" / _fingerprint(agent, config, act_rows)
@@ -51,6 +52,9 @@ def compile_agent(
         for n in act_rows:
             agent.act(torch.zeros(agent.n_seeds, n, agent.observation_size, device=agent.device), generator)
         mark.touch()
+    except UserError:  # what is wrong with an agent of another package is no fault of the compiler
+        agent.uncompile()
+        raise
     except Exception as error:  # compilers, linkers, full disks and PyTorch's own checks raise what they like
         agent.uncompile()
         failure = f"{type(error).__name__}: {escape(first_line(error))}"

@@ -1,6 +1,7 @@
 """What an agent of another package must keep to, tried with one that keeps to it until a line is changed."""
 
 import copy
+import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from diffrl.cli import main
 from diffrl.data.transitions import Transitions
 from diffrl.nets import Adam
 from diffrl.support.errors import UserError
+from diffrl.training.compilation import compile_agent
 from diffrl.training.stack import StackTrainer
 from tests.support.plugin_cases import install
 from tests.test_plugins import AGENT, CONFIG, GROUPS, WORLD
@@ -248,6 +251,42 @@ def trained_by_command(site: Path, agent: str, config: str) -> tuple[int, Path]:
     return main(words), run
 
 
+def test_asking_an_agent_to_act_leaves_it_as_it_is() -> None:
+    """Also one that keeps what it saw, and one that draws of NumPy, Python and torch; one that fails is left alone."""
+
+    def act(self: Any, observations: Tensor, generator: torch.Generator) -> Tensor:
+        self.hidden = getattr(self, "hidden", 0) + torch.zeros(observations.shape[1])
+        self.networks["actor"].first.bias.data += np.random.random() + random.random()  # noqa: NPY002
+        return torch.rand(*observations.shape[:2], 2)
+
+    np.random.seed(0), random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    other = trained(act=act)
+    drawn = np.random.random(), random.random(), torch.rand(1)  # noqa: NPY002
+    np.random.seed(0), random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    assert drawn == (np.random.random(), random.random(), torch.rand(1))  # noqa: NPY002
+    assert not hasattr(other, "hidden")
+    for name, tensor in trained().state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+    def fails(self: Any, observations: Tensor, generator: torch.Generator) -> Tensor:
+        raise RuntimeError("not yet")
+
+    trained(act=fails)
+    with pytest.raises(UserError, match=r"Theirs.act gave actions of shape \(2, 2\); expected a tensor \(2, 2, 2\)"):
+        trained(act=lambda self, observations, generator: observations[..., 0])
+
+
+def test_what_is_wrong_with_an_agent_is_no_fault_of_the_compiler() -> None:
+    def act(self: Any, observations: Tensor, generator: torch.Generator) -> Tensor:
+        return observations[..., 0]
+
+    agent = trained(steps=0, act=act, compilable=())
+    table = torch.rand(64, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    table[:, -2], table[:, -1] = 0, torch.arange(64)
+    with pytest.raises(UserError, match=r"Theirs\.act gave actions of shape"):
+        compile_agent(agent, agent.config, Transitions(table, 3, 2), say=lambda text: None)
+
+
 def test_a_packages_planner_is_trained_and_its_online_run_refused(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,10 +339,10 @@ def test_a_planner_that_is_none_by_its_settings_is_refused_before_it_is_trained(
         (
             "= 3,",
             "= 4,",
-            "follow fails 3 steps after its plans of shape (2, 2, 3, 1) were made (RuntimeError: index 3 is out of "
+            "follow fails 3 steps after its plans of shape (1, 2, 3, 1) were made (RuntimeError: index 3 is out of "
             "bounds for dimension 2 with size 3); expected actions for replan_every = 4 steps.",
         ),
-        ("= 3,", "= None,", "expected actions until the episode ends (replan_every = None)."),  # by an episode
+        ("= 3,", "= None,", "expected actions until the episode ends (replan_every = None)."),
     ],
 )
 def test_plans_of_another_shape_are_named(
@@ -313,7 +352,7 @@ def test_plans_of_another_shape_are_named(
     rc, run = trained_by_command(site, PLANNER.replace(was, gives), CONFIG.replace(*PLANS))
     assert rc == 2
     assert why in capsys.readouterr().err
-    assert any(run.glob("checkpoints/*[1-9]")) == (gives == "= None,")  # all else is seen after the first step
+    assert any(run.glob("checkpoints/*[1-9]")) == (was == "= 3,")  # its shape is seen after the first step
 
 
 def test_plans_that_change_their_shape_are_named() -> None:
