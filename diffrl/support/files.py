@@ -52,9 +52,7 @@ def address_of(name: str | Path) -> str | None:
 def path_of(name: str | Path) -> Path:
     """The path that a name means which is no address: of file:///PATH, PATH."""
     found = _ADDRESS.fullmatch(str(name))
-    if found is None or found[1] not in _HERE:
-        return Path(name)
-    return Path("/", found[2].removeprefix("localhost/"))
+    return Path("/", found[2].removeprefix("localhost/")) if found and found[1] in _HERE else Path(name)
 
 
 def to_write(name: str | Path, what: str = "files") -> Path:
