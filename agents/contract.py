@@ -5,19 +5,18 @@ the first steps of a training are compared with what the agent had before, and t
 """
 
 import inspect
-import random
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.base import Agent, Metrics, refuse_actions
 from agents.planning import Planner
 from diffrl.support.errors import UserError, joined, shown
+from diffrl.support.seeds import undrawn
 
 CALLS = {"update": "(batch, generator, phase)", "act": "(observations, generator)"}
 """The methods that are called from outside, and with what."""
@@ -72,9 +71,8 @@ def try_acting(agent: Agent) -> None:
     evaluations, once they are trained. An agent that cannot be copied, or that fails otherwise, is left to these too.
     The agent is as it was, and so is everybody's randomness.
     """
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
+    with undrawn(agent.device):
+        try:
             copy = deepcopy(agent)
             for name in agent.acting:  # of other shapes: not compiled anew for these
                 vars(copy).pop(name, None)
@@ -83,13 +81,10 @@ def try_acting(agent: Agent) -> None:
             refuse_actions(
                 agent, actions, observations, "follow" if isinstance(agent, Planner) else "act", bounds=False
             )
-    except UserError:
-        raise
-    except Exception:
-        return
-    finally:
-        np.random.set_state(states[0])  # noqa: NPY002
-        random.setstate(states[1])
+        except UserError:
+            raise
+        except Exception:
+            return
 
 
 def watch(agent: Agent, refuse: Callable[[str], Exception]) -> None:

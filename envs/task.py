@@ -418,6 +418,15 @@ def references_of(reference: str) -> str:
     return "D4RL" if registry.is_d4rl(reference) else benchmark_family(reference)
 
 
+def scaled_by_others(reference: str) -> str:
+    """What is said of scores by the reference returns of a benchmark whose data or environment they are not of."""
+    of, family = references_of(reference), benchmark_family(reference)
+    return (
+        f"Scaled by {of}'s reference returns for {family}, but data or environment are not {of}'s: do not report it "
+        f"under a {of} name."
+    )
+
+
 def score_word(reference: str) -> str:
     """What the scores of a benchmark are, as tables and pictures call them."""
     success = registry.known(reference) and registry.get(reference).scored_by == "success"

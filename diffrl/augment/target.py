@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,28 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import UserError
 from diffrl.support.files import lock_file, spare_source, typed
 from envs.datasets import locate
+
+
+@contextmanager
+def claimed(path: Path, named: str, busy: str) -> Iterator[None]:
+    """In the block no other process of ours writes to `path`, whose folder is there and is known to take files.
+
+    named: what the user calls it. busy: what is said where another process is at it. Raises UserError then, and where
+    the folder cannot be written to.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = lock_file(lock)
+    except OSError as error:
+        raise UserError(f"Cannot write {named}: {error.strerror or error}. Choose another --out.") from error
+    if descriptor is None:
+        raise UserError(f"Another process is {busy}, or choose another --out.")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 class Target:
@@ -51,27 +73,10 @@ class Target:
         """Raise UserError where writing would destroy the data set `source`."""
         spare_source(locate(source).path, self.path, f"--out {self.out}", "choose another --out.")
 
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """In the block no other process of ours makes this data set, and its place is known to take files.
-
-        Raises UserError where another one does, and where the place cannot be written to.
-        """
-        place = self.path.parent if self.to_file else minari.store()
-        name = self.path.name if self.to_file else self.id.replace("/", "-")
-        lock = place / f".{name}.lock"
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            descriptor = lock_file(lock)
-        except OSError as error:
-            raise UserError(f"Cannot write {self.out}: {error.strerror or error}. Choose another --out.") from error
-        if descriptor is None:
-            raise UserError(f"Another process is making {self.out}: wait until it has ended, or choose another --out.")
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            os.close(descriptor)
+    def claimed(self) -> AbstractContextManager[None]:
+        """A block in which no other process of ours makes this data set: see `claimed`."""
+        at = self.path if self.to_file else minari.store() / self.id.replace("/", "-")
+        return claimed(at, self.out, f"making {self.out}: wait until it has ended")
 
     def write(
         self, blocks: Iterator[dict[str, NDArray[Any]]], metadata: dict[str, Any], source: OfflineDataset

@@ -140,22 +140,18 @@ def refuse_without_gradient(reward: Reward | None, config: FinetuneConfig, model
     It is asked about images of noise, before the run has a folder. Whatever else is wrong with its answer is left to
     the run: on its own images it may be right.
     """
-    import random
-
-    import numpy as np
     import torch
 
     from diffrl.images.model import image_shape
     from diffrl.images.rewards.python import Function
+    from diffrl.support.seeds import undrawn
 
     own = [part for part in parts_of(reward) if isinstance(part, Function) and part.differentiable]
     if not own:
         return
     n = min(2, config.micro_batch, len(prompts))
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - what rewards may draw from
     noise = torch.rand(n, *image_shape(model), generator=torch.Generator().manual_seed(config.seed)).to(model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad():  # a reward may draw numbers, and the run has its own
+    with undrawn(model.device), torch.enable_grad():  # a reward may draw numbers, and the run has its own
         for part in own:
             about = prompts.texts[:n], prompts.metadata[:n]
             try:
@@ -166,9 +162,6 @@ def refuse_without_gradient(reward: Reward | None, config: FinetuneConfig, model
                     raise
             except UserError:
                 pass
-            finally:
-                random.setstate(states[0])
-                np.random.set_state(states[1])  # noqa: NPY002
 
 
 def notes(reward: Reward | None) -> list[str]:

@@ -39,7 +39,7 @@ from diffrl.training.stack import StackTrainer
 from envs import registry
 from envs.datasets import FILE_SUFFIXES, called, load_dataset, load_known, whereabouts
 from envs.rows import first_rows
-from envs.task import Task, benchmark_family, capped, data_limit, open_task, references_of, score_word
+from envs.task import Task, capped, data_limit, open_task, scaled_by_others, score_word
 
 EXPLODED = 10.0
 """A value estimate counts as exploded at this many times the largest return the data's rewards allow."""
@@ -311,11 +311,7 @@ def finished(run: Run, scores: Scores, quiet: bool, whose: str = "") -> Path:
                 where = ", and in the data as nobody else's, which are compared with none"
             console.print(f"{timed}{where}: say so with the number.")
         elif kind == "score" and not run.task.faithful:
-            family, of = benchmark_family(scores.about["reference"]), references_of(scores.about["reference"])
-            console.print(
-                f"Scaled by {of}'s reference returns for {family}, but data or environment are not {of}'s: do not "
-                f"report it under a {of} name."
-            )
+            console.print(scaled_by_others(scores.about["reference"]))
         if kind == "score" and run.task.fidelity:
             console.print(run.task.fidelity, markup=False, highlight=False)
         console.print(f"learning curve: {path / 'learning_curve.png'}")

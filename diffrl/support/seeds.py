@@ -1,6 +1,8 @@
 """How seeds become generators: one hash, so that a stream of random numbers depends on no other stream's draws."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,3 +38,18 @@ def generator_at(*path: int, device: torch.device | str = "cpu") -> torch.Genera
     Its seed is `mix(path)`: see there which paths differ, and what is refused.
     """
     return torch.Generator(device=device).manual_seed(mix(path))
+
+
+@contextmanager
+def undrawn(device: torch.device | str = "cpu") -> Iterator[None]:
+    """A block whose draws from the global generators of torch, NumPy and Python leave all of these as they were.
+
+    device: whose generator of torch's, beside the CPU's, is put back.
+    """
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002

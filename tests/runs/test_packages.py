@@ -17,6 +17,7 @@ from diffrl.runs.run import Run
 from diffrl.support import folder
 from diffrl.training.checkpoint import CheckpointError
 from tests.support.plugin_cases import install
+from tests.test_plugins import AGENT as TOY
 
 CONFIG = """
 from dataclasses import dataclass
@@ -33,28 +34,7 @@ class Kit(AgentConfig):
         from kit_agent import KitAgent
         return KitAgent
 """
-AGENT = """
-import torch
-from agents.base import Agent
-from diffrl.nets import Adam, StackedLinear
-
-class KitAgent(Agent):
-    def __init__(self, config, observation_size, action_size, seeds, device):
-        super().__init__(config, observation_size, action_size, seeds, device)
-        self.actor = StackedLinear((self.n_seeds,), observation_size, action_size, self.generators).to(self.device)
-        self.networks = {"actor": self.actor}
-        self.optimisers = {"actor": Adam(self.actor, 0.03)}
-
-    def update(self, batch, generator, phase=0):
-        loss = (self.actor(batch.observations) - batch.actions).square().mean((-2, -1))
-        self.optimisers["actor"].step(loss)
-        self.step += 1
-        return {"bc_loss": loss.detach()}
-
-    @torch.no_grad()
-    def act(self, observations, generator):
-        return self.actor(observations).clamp(-1, 1)
-"""
+AGENT = TOY.replace("ToyAgent", "KitAgent").replace("config.learning_rate", "0.03")
 SMALL = ["--dataset", "maze2d-umaze-v1", "--rows", "300", "--steps", "4", "--eval-episodes", "1", "--eval-workers", "0"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +13,13 @@ from diffrl.augment.label.config import LabelConfig
 from diffrl.augment.label.scenes import scene_of
 from diffrl.augment.label.session import Session
 from diffrl.augment.label.worth import LabelModels
+from diffrl.augment.target import claimed
 from diffrl.data.checks import understand
 from diffrl.data.offline import OfflineDataset
 from diffrl.data.preferences import LabelledPairs
 from diffrl.support.console import console
 from diffrl.support.errors import UserError, counted
-from diffrl.support.files import lock_file, regular_file
+from diffrl.support.files import regular_file
 from diffrl.support.machine import settle
 from diffrl.support.page import Page, open_browser, static
 from diffrl.support.stopping import check
@@ -100,22 +100,12 @@ def _labels(config: LabelConfig, dataset: OfflineDataset, out: Path) -> tuple[La
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """In the block no other process labels into this file."""
-    lock = out.with_name(f".{out.name}.lock")
-    try:
-        if not out.parent.exists():
-            out.parent.mkdir(parents=True)
+    """In the block no other process labels into this file. A folder that is made for it is said."""
+    new = not out.parent.exists()
+    with claimed(out, str(out), f"labelling into {out}: end it"):
+        if new:
             console.print(f"{out.parent} was not there: the folder is made for the labels.", markup=False)
-        descriptor = lock_file(lock)
-    except OSError as error:
-        raise UserError(f"Cannot write {out}: {error.strerror or error}. Choose another --out.") from error
-    if descriptor is None:
-        raise UserError(f"Another process is labelling into {out}: end it, or choose another --out.")
-    try:
         yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def _say(config: LabelConfig, labels: LabelledPairs, worth: Sequence[Sequence[float]]) -> None:

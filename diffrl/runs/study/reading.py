@@ -27,7 +27,7 @@ from diffrl.tuning.distil_config import DISTIL
 from envs import registry
 from envs.datasets import called
 from envs.ogbench import names as ogbench
-from envs.task import benchmark_family, references_of
+from envs.task import benchmark_family, scaled_by_others
 
 _NOT_SETTINGS = (
     *("dataset", "env", "env_kwargs", "max_episode_steps", "rows", "seeds", "eval_every", "eval_episodes"),
@@ -370,12 +370,7 @@ def _notes(read: Sequence[_Read], by: By = "data") -> list[Note]:
             said = "The share of episodes that succeed, x100; data or environment are not the benchmark's own."
             notes.append(Note(task, said))
         elif any(not one.run.task.comparable for one in of_task):
-            family, of = benchmark_family(about.reference or task), references_of(about.reference or task)
-            said = (
-                f"Scaled by {of}'s reference returns for {family}, but data or environment are not {of}'s: do not "
-                f"report it under a {of} name."
-            )
-            notes.append(Note(task, said))
+            notes.append(Note(task, scaled_by_others(about.reference or task)))
         if of_task[0].unit == SCORE and about.fidelity:
             notes.append(Note(task, about.fidelity))
         for name in dict.fromkeys(one.run.config.dataset for one in of_task):
