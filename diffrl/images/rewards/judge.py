@@ -28,6 +28,7 @@ from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.codecs import encode, to_uint8
 from diffrl.images.rewards.posting import (
     PATIENCE,
+    PIECE,
     Broken,
     Server,
     TooLong,
@@ -206,7 +207,10 @@ class Judge:
             for _ in range(min(self.at_once, len(open_))):
                 threading.Thread(target=work, name="judge", daemon=True).start()
             while len(scores) < len(open_):
-                key, score = done.get()
+                try:
+                    key, score = done.get(timeout=PIECE)  # Python misses a signal that comes as a wait begins
+                except queue.Empty:
+                    continue
                 if isinstance(score, Exception | Stopped):
                     raise score
                 scores[key] = score
