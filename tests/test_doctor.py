@@ -137,6 +137,18 @@ def test_what_is_recommended_works_where_the_usual_folders_cannot_be_made(
     assert doctor.first_command() == train
 
 
+def test_a_file_where_data_would_be_kept_does_not_end_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DIFFRL_DATA", str(tmp_path / "file"))
+    assert main(["doctor", "--no-rendering"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'file'} cannot be made: not a directory" in said
+    assert said.splitlines()[-1].strip().startswith("DIFFRL_DATA=")
+
+
 @pytest.mark.slow
 def test_on_a_full_disk_what_is_recommended_runs(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]

@@ -308,13 +308,13 @@ def provenance(
         SOURCE_ROWS: source,
         "source_sha256": fingerprint,
         "return_range": np.array(returns),
+        **{key: value for key, value in data.dataset.metadata.items() if key in ("observation_parts", "reward_source")},
         **augmenter.provenance(),
         "seed": request.seed,
         "rows_version": augmenter.rows_version,
         "action_low": data.action_bounds[0],
         "action_high": data.action_bounds[1],
         **({} if data.task.spec is None else data.task.spec.metadata()),
-        **{key: value for key, value in data.dataset.metadata.items() if key == "observation_parts"},
     }
 
 

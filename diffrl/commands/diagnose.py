@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+NAME = "diagnosis.json"
+"""The file that is written; its picture is beside it."""
+
 
 @dataclass(frozen=True)
 class Diagnose:
@@ -48,14 +51,19 @@ class Diagnose:
         import json
 
         from diffrl.runs.kind import require_policy
+        from diffrl.support.errors import UserError
+        from diffrl.support.failure import no_room
+        from diffrl.support.files import atomic_path, beside, to_write
 
         for folder in (self.run_folder, self.reference):
             if folder is not None:
                 require_policy(folder)
+        path = to_write(self.out) / NAME if self.out else beside(self.run_folder, NAME)
+        if why := no_room(path):
+            raise UserError(f"{path} cannot be written: {why}. --out FOLDER keeps it elsewhere.")
         from diffrl.runs.diagnose.measures import diagnose
         from diffrl.runs.diagnose.report import plot_diagnosis, print_diagnosis
         from diffrl.support.console import console
-        from diffrl.support.files import atomic_path, beside
 
         result = diagnose(
             self.run_folder,
@@ -70,7 +78,6 @@ class Diagnose:
             device=self.device,
         )
         print_diagnosis(result)
-        path = self.out / "diagnosis.json" if self.out else beside(self.run_folder, "diagnosis.json")
         picture = plot_diagnosis(result, path.with_suffix(".png"))
         plain = {name: part for name, part in result.items() if name != "picture"}
         with atomic_path(path) as temporary:

@@ -19,6 +19,7 @@ from typing import Literal
 from rich.table import Table
 
 from diffrl.support.console import Terminal
+from diffrl.support.errors import UserError
 
 State = Literal["works", "missing", "note"]
 MARKS: dict[State, str] = {"works": "[green]ok[/]", "missing": "[yellow]--[/]", "note": ""}
@@ -203,15 +204,25 @@ def wanted() -> dict[str, list[str]]:
 def folders() -> Iterator[Finding]:
     """Where data, caches and runs go, whether one may write there, and how much fits."""
     from diffrl.data import minari
-    from diffrl.support.files import cache_directory, data_directory
+    from diffrl.support.files import cache_directory
 
     for part, folder, variable in (
-        ("D4RL's data", data_directory(), "$DIFFRL_DATA"),
+        ("D4RL's data", data_folder(), "$DIFFRL_DATA"),
         ("Minari's data", minari.store(), "$MINARI_DATASETS_PATH"),
         ("models kept", cache_directory(), "$DIFFRL_CACHE"),
         ("runs", Path("runs").absolute(), "--out"),
     ):
         yield place(part, folder, variable)
+
+
+def data_folder() -> Path:
+    """Where D4RL's data go; what `$DIFFRL_DATA` names, too, where that is a file."""
+    from diffrl.support.files import data_directory
+
+    try:
+        return data_directory()
+    except UserError:
+        return Path(os.environ["DIFFRL_DATA"]).expanduser()
 
 
 def place(part: str, folder: Path, variable: str) -> Finding:
@@ -243,7 +254,7 @@ def refusal(folder: Path) -> str:
 
 def first_command() -> str:
     """What to begin with: the command that trains, with other folders where the usual ones cannot be written."""
-    from diffrl.support.files import data_directory, typed
+    from diffrl.support.files import typed
 
     command = "diffrl train diffusion_ql/maze2d-umaze-v1-small"
     homes = (Path.home(), Path(tempfile.gettempdir()))
@@ -251,7 +262,7 @@ def first_command() -> str:
     if refusal(Path("runs").absolute()):
         free = next(run for number in itertools.count(1) if not (run := other / f"run{number}").exists())
         command = f"{command} --out {typed(free)}"
-    if refusal(data_directory()):
+    if refusal(data_folder()):
         command = f"DIFFRL_DATA={typed(other / 'data')} {command}"
     return command
 

@@ -52,6 +52,7 @@ class Select:
         from diffrl.runs.study.scores import run_folders
         from diffrl.support.console import Terminal, console
         from diffrl.support.errors import UserError
+        from diffrl.support.failure import no_room
         from diffrl.support.files import to_write
 
         if self.runs and self.csv is not None:
@@ -65,6 +66,8 @@ class Select:
 
         to_write(self.out)
         refuse_others(self.out)  # before minutes of work
+        if why := no_room(self.out / PAGE):
+            raise UserError(f"--out {self.out} cannot be written: {why}. Choose another place for it.")
         found = Policies.of_runs(self.runs, self.policies) if self.csv is None else Policies.of_csv(self.csv)
         selection = select(found, self.bandit, self.fqe)
         for note in selection.notes:

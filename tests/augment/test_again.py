@@ -49,6 +49,16 @@ def test_a_second_augmentation_makes_no_copies_of_the_first_ones_rows(folder: Pa
     assert np.abs(together).max() < 0.2  # of 1,000 rows each
 
 
+def test_learned_rewards_stay_learned_ones(folder: Path) -> None:
+    """What is made from rewards that a model gave says so, as its source does."""
+    source = "learned from preferences (diffrl, 3 networks)"
+    about = {"env_id": "Pendulum-v1", "reward_source": source}
+    d4rl.write(folder / "relabelled.hdf5", OfflineDataset(**pendulum(5), metadata=about))
+    synther(str(folder / "relabelled.hdf5"), folder / "made.hdf5", **TINY, report=False)
+    assert d4rl.read(folder / "made.hdf5", action_limit=None).metadata["reward_source"] == source
+    assert "reward_source" not in d4rl.read(folder / "first.hdf5", action_limit=None).metadata
+
+
 def test_only_a_source_with_generated_rows_gives_other_noise(tmp_path: Path) -> None:
     """Rows of plain data are those of the seed and the chunk's number, as ever."""
 

@@ -182,6 +182,21 @@ def test_the_command_writes_and_prints(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("own_data")
+def test_a_place_that_takes_no_file_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for out, said in (
+        (f"file://{tmp_path}/new", f"give {tmp_path}/new"),
+        (f"{tmp_path}/file/new", "cannot be written: Not a directory. --out FOLDER keeps it elsewhere."),
+    ):
+        assert main(["diagnose", str(run), "--out", out, "--rows", "64"]) == 2
+        heard = capsys.readouterr()
+        assert said in " ".join(heard.err.split())
+        assert not heard.out
+
+
+@pytest.mark.usefixtures("own_data")
 def test_rows_that_a_run_was_trained_on_are_not_held_out(tmp_path: Path, run: Path) -> None:
     """Not the data of training under another name or in another order, nor part of them; of more rows only the new."""
     data = Path(Run.read(run).config.dataset)

@@ -164,6 +164,16 @@ def test_the_command_writes_tables_figure_and_numbers(
     assert "regret@5" not in text  # of four the five highest are not fewer than all
 
 
+def test_a_place_that_takes_no_file_is_refused_before_the_work(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["select", str(runs), "--out", str(tmp_path / "file" / "new"), *QUICK]) == 2
+    heard = capsys.readouterr()
+    assert "cannot be written: Not a directory. Choose another place for it." in " ".join(heard.err.split())
+    assert not heard.out
+
+
 @pytest.mark.parametrize("score", [2.07, 0.0, -1500.0])
 def test_a_single_value_is_drawn_in_its_place(score: float, tmp_path: Path) -> None:
     """Of one policy whose episodes are alike: no offset beside the axis, its ends on either side of the value."""
