@@ -82,6 +82,14 @@ def test_an_extra_that_is_missing_says_how_it_is_installed(monkeypatch: pytest.M
     assert "no-such-package" in magic.found
 
 
+def test_a_checkout_that_is_not_installed_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.requires
+    monkeypatch.setattr(metadata, "requires", lambda name: real(f"{name}-not-installed"))
+    (only,) = doctor.extras()
+    assert (only.part, only.state) == ("extras", "missing")
+    assert only.found.startswith("not known: diffrl runs from ")
+
+
 def test_every_extra_of_ours_is_looked_at() -> None:
     assert {"images", "minari", "robotics", "sb3"} <= set(doctor.wanted())
 

@@ -177,7 +177,13 @@ def drawing() -> Finding:
 
 def extras() -> Iterator[Finding]:
     """Each extra of the package that its users may want, and whether what it names is installed."""
-    for extra, packages in wanted().items():
+    try:
+        extras_of_ours = wanted()
+    except metadata.PackageNotFoundError:  # a checkout on the path of modules
+        found = f"not known: diffrl runs from {Path(__file__).parents[2]} and is not installed"
+        yield Finding("extras", found, "pip install -e . there, which brings the command `diffrl`, too.", "missing")
+        return
+    for extra, packages in extras_of_ours.items():
         there, lacking = [], []
         for package in packages:
             try:
