@@ -6,7 +6,7 @@ export OMP_NUM_THREADS := 1
 # The packages are installed uncompiled (below): where this were set, each process would compile what it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lowest campaign docs lint setup clean
+.PHONY: demo test test-all lowest newest campaign docs lint setup clean
 
 # The demo needs no development extras: where nothing is set up yet, it waits for less.
 demo: $(if $(wildcard $(VENV)/.ready),$(VENV)/.ready,$(VENV)/.runs)
@@ -18,14 +18,18 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The fast tier with the oldest packages that pyproject.toml allows, in an environment of its own: gigabytes, half an hour.
-LOWEST := .venv-lowest
-lowest:
-	$(PYTHON) -m venv --clear $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOWEST)/bin/uv pip compile --quiet --all-extras --resolution lowest-direct --output-file $(LOWEST)/lowest.txt pyproject.toml
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --requirement $(LOWEST)/lowest.txt
-	PYTHONPATH=$(CURDIR) $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+# The fast tier with the oldest packages that pyproject.toml allows, and with the newest that there are, in an environment of its own:
+# gigabytes, and half an hour.
+lowest: ENDS := lowest-direct
+newest: ENDS := highest
+lowest newest:
+	$(PYTHON) -m venv --clear $(VENV)-$@
+	$(VENV)-$@/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)-$@/bin/uv pip compile --quiet --all-extras --python $(VENV)-$@/bin/python --resolution $(ENDS) \
+		--output-file $(VENV)-$@/packages.txt pyproject.toml
+	$(VENV)-$@/bin/uv pip install --quiet --python $(VENV)-$@ --requirement $(VENV)-$@/packages.txt
+	$(VENV)-$@/bin/uv pip install --quiet --python $(VENV)-$@ --no-deps --editable .
+	$(VENV)-$@/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # What damaged files, kill -9 and full disks do to it: half an hour on two idle cores; rewrites benchmarks/results/faults.md.
 campaign: $(VENV)/.ready
@@ -59,4 +63,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
