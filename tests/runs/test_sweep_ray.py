@@ -54,7 +54,11 @@ def test_a_node_that_is_killed_in_mid_run_loses_nothing(cluster: Any, order: Pat
     both = [folder / run.name for run in runs()]
     wait_for(lambda: all(50 in steps(path) for path in both), process, 240)
     assert process.poll() is None
+    psutil = pytest.importorskip("psutil")
+    below = psutil.Process(lost.all_processes["raylet"][0].process.pid).children(recursive=True)
     cluster.remove_node(lost, allow_graceful=False)
+    # What ran on the node outlives it by a moment, in which it could still do what is ordered.
+    assert not psutil.wait_procs(below, timeout=60)[1]
     order.write_text("")
     out, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
