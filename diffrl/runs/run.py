@@ -150,10 +150,7 @@ class Run:
         step: of the checkpoint that is used, by default the newest.
         """
         newest = max(checkpoint.steps(self.path), default=0)
-        made_by, here = self.made_by(newest if step is None else step), packages.of_agent(self.config.agent.name)
-        if not (made_by and here) or made_by == here:
-            return ""
-        return f"{self.path} was made with {made_by}, and {here} is installed here: its code may do otherwise."
+        return packages.otherwise(self.path, self.made_by(newest if step is None else step), self.config.agent.name)
 
     def untrained(self, step: int) -> str:
         """A sentence where the policy that acts is, at this step, still as it was made; else "".

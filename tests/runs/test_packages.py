@@ -114,6 +114,19 @@ def test_another_version_of_the_package_is_said_and_noted_down(
     assert Run.read(run).later_packages == {}
 
 
+def test_an_exported_policy_says_so_too(site: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported = run.parent / "exported"
+    assert main(["export", str(run), "--to", str(exported)]) == 0
+    folder._said.clear()
+    capsys.readouterr()
+    diffrl.load_policy(exported)
+    assert "was made with" not in said(capsys)
+    version(site, "2.0")
+    assert diffrl.load_policy(exported)(np.zeros(4)).shape == (2,)
+    note = f"{exported} was made with kit 1.0, and kit 2.0 is installed here: its code may do otherwise."
+    assert said(capsys).count(note) == 1
+
+
 @pytest.mark.parametrize(
     ("was", "now", "why"),
     [

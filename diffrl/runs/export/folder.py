@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,6 +25,7 @@ from agents.base import Agent
 from agents.planning import Planner
 from diffrl.data.observations import Part
 from diffrl.data.preprocessing import Normaliser, Preprocessing
+from diffrl.runs import packages
 from diffrl.support import folder as folders
 from diffrl.support.errors import UserError, first_line, listed, shown
 from diffrl.support.folder import Damaged
@@ -224,12 +226,15 @@ def _read_config(path: Path) -> tuple[Settings, agents.AgentConfig, tuple[Part, 
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise Damaged(file, "is damaged: its `agent` has no name", "Export the policy again.")
     settings = read(Settings, values, str(file))
+    name = given.pop("name")
     try:
-        schema = agents.get(given.pop("name"), made=True)
+        schema = agents.get(name, made=True)
     except UserError as error:
         if settings.needs is None:
             raise
         raise UserError(f"{error} {path} needs {shown(settings.needs)[1:-1]}, by its {CONFIG}.") from error
+    if said := packages.otherwise(path, shown(settings.needs or "")[1:-1], name):
+        folders.say_once(escape(said))
     try:
         if not isinstance(listed_parts, list):
             raise TypeError("expected a list")
