@@ -184,7 +184,7 @@ def _fit(
     title = f"{teacher.config.name} of {settings.start_run} is distilled into {what}, {calls}"
     title += f", evaluated in {escape(run.task.env_text)}" if run.task.env_id else ". NO SCORES: no environment"
     origin = {"to": settings.to, "start_run": str(settings.start_run), "start_steps": list(settings.start_steps)}
-    with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
+    with watched(run, agent, f"{title}. Run: {run.path}", quiet, saved) as observer:
         evaluator = StackEvaluator(run, agent)
         learner = DistilLearner(agent, teacher, settings)
         trainer = OwningTrainer(

@@ -213,7 +213,7 @@ def _fit(
     origin: dict[str, Any] = {"online": {"offline_run": str(settings.offline_run)}}
     origin["online"]["start_steps"] = list(settings.start_steps)
     origin[UNCHANGED] = unchanged_until(run)
-    with watched(run, _title(run, settings, len(transitions)), quiet, saved) as observer:
+    with watched(run, agent, _title(run, settings, len(transitions)), quiet, saved) as observer:
         tell_unchanged(run, observer.message)
         trainer = _trainer(run, settings, agent, transitions, observer)
         scores = fit(run, agent, trainer, observer, saved, origin)

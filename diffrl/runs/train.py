@@ -140,7 +140,7 @@ def _fit_seeds(
 ) -> Path:
     """Train the seeds on the transitions, from the beginning or from `saved` on, as one stack or in groups."""
     groups = group_seeds(run.config, agent.device.type, saved)
-    with watched(run, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
+    with watched(run, agent, _title(run, len(transitions), len(groups)), quiet, saved) as observer:
         trainer: Trainer
         if len(groups) == 1:
             trainer = build_stack(run, agent, transitions, observer.message)
@@ -169,8 +169,10 @@ def build_stack(run: Run, agent: Agent, transitions: Transitions, say: Say) -> S
 
 
 @contextlib.contextmanager
-def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | None = None) -> Iterator[StepsBar]:
-    """In the block, a run is trained: matrix products are as its configuration says, and progress is shown.
+def watched(
+    run: Run, agent: Agent, title: str, quiet: bool, saved: checkpoint.Checkpoint | None = None
+) -> Iterator[StepsBar]:
+    """In the block, `agent` is trained: matrix products are as the run's configuration says, and progress is shown.
 
     What an earlier attempt failed by is removed from its folder; where this one diverges, that is kept there.
 
@@ -186,7 +188,7 @@ def watched(run: Run, title: str, quiet: bool, saved: checkpoint.Checkpoint | No
 
     with (
         going_on(kept),
-        products(run.config.device, run.config.tf32),
+        products(agent.device.type, run.config.tf32),
         lowering_memory(run.config, run.path),
         steps_bar(run.config.steps, start, title, SHOWN, quiet) as observer,
     ):

@@ -166,7 +166,7 @@ def _fit(
     origin["start_steps"] = list(settings.start_steps)
     if isinstance(settings, NFTConfig):
         origin["advantages"] = settings.advantages
-    with watched(run, f"{title}. Run: {run.path}", quiet, saved) as observer:
+    with watched(run, agent, f"{title}. Run: {run.path}", quiet, saved) as observer:
         tell_unchanged(run, observer.message)
         trainer = _trainer(run, settings, agent, data, observer.message)
         scores = fit(run, agent, trainer, observer, saved, {"finetune": origin, UNCHANGED: unchanged_until(run)})

@@ -43,6 +43,13 @@ def test_two_halves_make_a_whole(straight: Path, tmp_path: Path) -> None:
     assert_same_run(straight, run)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is CUDA here, and not equal bit for bit")
+def test_auto_is_the_cpu_where_there_is_no_other(straight: Path, tmp_path: Path) -> None:
+    run = diffrl.train(tiny(tmp_path / "auto", steps=100, device="auto"), quiet=True)
+    diffrl.resume(run, steps=200, device="auto", quiet=True)
+    assert_same_run(straight, run)
+
+
 def test_the_seed_list_is_the_runs_randomness(straight: Path, tmp_path: Path) -> None:
     again = diffrl.train(tiny(tmp_path / "again"), quiet=True)
     assert_same_run(straight, again)
