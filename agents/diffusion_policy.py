@@ -166,7 +166,8 @@ class DiffusionPolicy(GenerativePolicy):
         own = super().denoiser(observations)
         if self.early is None:
             return own
-        early, switch = self.early.denoiser(observations), self.times[self.n_early - 1]
+        # Between two times of the grid: a level turned into a time and back is a rounding away from it.
+        early, switch = self.early.denoiser(observations), self.times[self.n_early - 1 : self.n_early + 1].mean()
 
         def denoise(a: Tensor, t: Tensor) -> Tensor:
             return torch.where((t >= switch).unsqueeze(-1), early(a, t), own(a, t))

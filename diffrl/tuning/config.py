@@ -31,6 +31,9 @@ from diffrl.support.schema import (
     read,
 )
 
+Minibatch = Annotated[int, Range(2, 10**7)]
+"""Rows of a minibatch: two at least, since advantages are taken relative to each other."""
+
 
 @dataclass(frozen=True)
 class TuningConfig:
@@ -84,7 +87,7 @@ class ActingConfig(TuningConfig):
     """Steps of each environment between updates (DPPO's paper: 500 on Hopper)."""
     epochs: Count = 5
     """Passes over what was collected, at most (DPPO's paper: 5 to 10)."""
-    batch_size: Batch = 1000
+    batch_size: Minibatch = 1000
     """Environment steps a minibatch."""
     learning_rate: Positive = 3e-4
     """Adam's learning rate of the policy."""
@@ -119,7 +122,7 @@ class DPPOConfig(ActingConfig):
 
     algo: ClassVar[str] = "dppo"
 
-    batch_size: Batch = 1000
+    batch_size: Minibatch = 1000
     """Environment steps a minibatch, each with all its tuned denoising steps."""
     learning_rate: Positive = 3e-4
     """Adam's learning rate of the policy (the paper: 1e-4, with ten times the environment steps)."""
@@ -127,7 +130,7 @@ class DPPOConfig(ActingConfig):
     """Discount of denoising steps: a step j before the last has its advantage times denoising_discount^j."""
     tuned_steps: Count | None = None
     """K', the last denoising steps, which are fine-tuned; a frozen copy makes the earlier ones. By default all."""
-    min_std: Positive = 0.1
+    min_std: Annotated[float, Range(1e-6, 10)] = 0.1
     """Least deviation of a denoising step, in exploring and in log-probabilities; evaluations sample without it."""
     clip_nats: PositiveLimit = 0.2
     """PPO's clip: the change of a denoising step's log-probability beyond which it is not pushed on, in nats, summed
@@ -177,7 +180,7 @@ class NFTConfig(ActingConfig):
     """How far the mixtures reach from the sampling policy: .1, or 1 for a weaker step (both published)."""
     noise_levels: Count = 1
     """Times at which each state's actions are learned from in a pass, drawn anew."""
-    adv_clip: PositiveLimit = 1.0
+    adv_clip: Positive = 1.0
     """Largest advantage (published: 5), in deviations: goodness is r = 1/2 + advantage / (2 adv_clip), in [0, 1]."""
     anchor: NotNegative = 1e-4
     """Weight of the squared difference of predictions from the pretrained policy's."""

@@ -77,6 +77,13 @@ def absurd(field: str, value: Any) -> bool:
     return field in ("layers", "critic_layers", "blocks") and value == 4096
 
 
+def idle(name: str, field: str, value: Any) -> bool:
+    """What was taken and is refused now, since it trained nothing, or ended in training: of DPPO."""
+    if name != "tuning.dppo":
+        return False
+    return (field == "batch_size" and value == 1) or (field == "min_std" and not 1e-6 <= value <= 10)
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_what_was_taken_is_taken_and_what_was_refused_is_refused(name: str) -> None:
     """One field at a time, at the values where some field's range begins, ends, or takes no more."""
@@ -85,7 +92,8 @@ def test_what_was_taken_is_taken_and_what_was_refused_is_refused(name: str) -> N
     for group in BEFORE:
         for field in (entry.removeprefix(f"{name}.") for entry in group["fields"] if entry.rpartition(".")[0] == name):
             for value in group["taken"]:
-                assert (refused(schema, base, field, value) is not None) == absurd(field, value), (field, value)
+                other = absurd(field, value) or idle(name, field, value)
+                assert (refused(schema, base, field, value) is not None) == other, (field, value)
             for value in group["refused"]:
                 assert refused(schema, base, field, value) is not None, (field, value)
             found += 1

@@ -50,6 +50,24 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("schedule", ["vp", "linear", "cosine"])
+def test_each_step_is_distilled_from_the_network_that_makes_it(schedule: str) -> None:
+    """Of a policy whose first steps are a frozen network's: a level that is a rounding below its time's is that one."""
+    observations, y = drawn(2, 6, 3), drawn(2, 6, 2, seed=1)
+    for steps in (2, 5, 8, 10, 20):
+        with torch.no_grad():
+            for n in range(1, steps):
+                policy = built(DiffusionBC(**SMALL | {"denoising_steps": steps, "schedule": schedule})).policy
+                levels = Teacher(policy).boundaries().float()[1:].flip(0)
+                policy.freeze_start(n)
+                for parameter in policy.mlp.parameters():
+                    parameter += 0.05
+                teacher, frozen = Teacher(policy), Teacher(policy.early)
+                for i, k in enumerate(levels):
+                    same = torch.equal(teacher.denoiser(observations)(y, k), frozen.denoiser(observations)(y, k))
+                    assert same == (i < n), (steps, n, i)
+
+
 def gaussian(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An agent whose policy is that of actions N(MEAN, STD^2), exactly, in every state: its network is the formula."""
     agent = built(config)

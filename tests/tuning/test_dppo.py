@@ -397,6 +397,9 @@ def test_steps_are_rounded_up_to_whole_iterations_and_it_says_so(
     ("words", "error"),
     [
         ("--tuned-steps 99", "--tuned-steps is 99; the policy has 5 denoising steps, so expected 1 to 5."),
+        ("--batch-size 1", "--batch-size is 1; expected at least 2 and at most 10,000,000."),
+        ("--min-std 1e-9", "--min-std is 1e-09; expected at least 1e-06 and at most 10."),
+        ("--algo nft --adv-clip inf", "--adv-clip is inf; expected a finite number, more than 0."),
         ("--algo dpo --preferences none.json", "There is no file of preferences none.json;"),
         ("--steps 4000", "--steps is 4,000, and in the first 4,000 the critic alone learns (--critic-warm-up 1,"),
     ],
