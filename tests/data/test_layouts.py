@@ -6,6 +6,7 @@ import pytest
 
 from diffrl.data import d4rl
 from diffrl.data.layouts import OF_D3RLPY, conversion
+from diffrl.data.offline import OfflineDataset
 from diffrl.support.errors import DataError
 from tests.documents import ROOT
 
@@ -63,6 +64,41 @@ def test_the_python_that_is_offered_makes_a_file_that_is_read(tmp_path, monkeypa
 
 def test_the_documentation_has_the_same_python():
     assert conversion(OF_D3RLPY, Path("buffer.h5")) in (ROOT / "docs" / "from_d3rlpy.md").read_text()
+
+
+def test_readers_that_take_the_next_row_get_every_synthetic_transition(tmp_path, monkeypatch):
+    """Episodes as d3rlpy's MDPDataset cuts them: s' is of the next row, and a row that a time-out ends is left out.
+
+    https://github.com/takuseno/d3rlpy, dataset/transition_pickers.py and dataset/components.py (transition_count).
+    """
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    n, ends = 50, np.arange(50) % 7 == 3
+    s, after, a = (rng.normal(size=(n, size)).astype(np.float32) for size in (3, 3, 2))
+    r = rng.normal(size=n).astype(np.float32)
+    columns = {"observations": s, "actions": a, "rewards": r, "next_observations": after, "terminals": ends}
+    d4rl.write("synthetic.hdf5", OfflineDataset(**columns, timeouts=~ends))
+    text = (ROOT / "docs" / "from_d3rlpy.md").read_text()
+    (code,) = (
+        block.split("```")[0] for block in text.split("```python\n") if "synthetic.hdf5" in block.split("```")[0]
+    )
+    made: dict = {}
+    exec(code, made)
+    found, begin = [], 0
+    for end in np.flatnonzero(made["terminals"] | made["timeouts"]) + 1:
+        for i in range(begin, end if made["terminals"][end - 1] else end - 1):
+            terminal = bool(made["terminals"][i])
+            row = made["observations"][i], made["actions"][i], made["rewards"][i]
+            found.append((*row, terminal, None if terminal else made["observations"][i + 1]))
+        begin = end
+    assert begin == len(made["observations"])
+    assert len(found) == n
+    for i, (observation, action, reward, terminal, successor) in enumerate(found):
+        np.testing.assert_array_equal(observation, s[i])
+        np.testing.assert_array_equal(action, a[i])
+        assert (reward, terminal) == (r[i], ends[i])
+        if not terminal:
+            np.testing.assert_array_equal(successor, after[i])
 
 
 @pytest.mark.parametrize(
