@@ -12,6 +12,7 @@ asked for by its name is loaded. A name that diffrl has itself goes on to mean d
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 import traceback
@@ -111,7 +112,22 @@ def _where(error: BaseException) -> str:
 
 def found(group: Group) -> list[Plugin]:
     """All of a group by name, those that cannot be used among them; nothing is loaded."""
-    return [Plugin(group, entry) for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)]
+    return list(_found(group, tuple((folder, *_state(folder)) for folder in sys.path)))
+
+
+@functools.lru_cache(maxsize=len(WHAT))
+def _found(group: Group, path: tuple[tuple[str | int, ...], ...]) -> tuple[Plugin, ...]:
+    """What `found` says as long as Python's path and its folders are the same: a search reads every package's names."""
+    return tuple(Plugin(group, entry) for entry in sorted(entry_points(group=group), key=lambda entry: entry.name))
+
+
+def _state(folder: str) -> tuple[int, ...]:
+    """A folder of Python's path and when it got or lost an entry; nothing where none is. "" is the current one."""
+    try:
+        state = Path(folder).stat()  # that of "" is the current folder
+    except OSError:
+        return ()
+    return (state.st_dev, state.st_ino, state.st_mtime_ns)
 
 
 def find(group: Group, name: str, own: Collection[str]) -> Plugin | None:

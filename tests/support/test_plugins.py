@@ -1,5 +1,7 @@
 """Objects of other packages are found by entry points, and refused with a reason."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,23 @@ def test_a_name_of_ours_stays_ours_and_one_brought_twice_is_refused(site: Path) 
     both, jpeg = plugins.listed(GROUP, ("jpeg",))
     assert both in ("both (left out: one and two bring one each)", "both (left out: two and one bring one each)")
     assert jpeg == "jpeg (three; left out: the name is that of one of diffrl's own, which is used instead)"
+
+
+def test_a_package_that_comes_or_goes_meanwhile_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found is kept while no folder of Python's path changes, which "" does with the current folder."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    install(there, "two", {GROUP: {"two": "module:Reward"}})
+    here.mkdir()
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+
+    def found() -> list[str]:
+        return [plugin.name for plugin in plugins.found(GROUP) if plugin.name in ("one", "two")]
+
+    monkeypatch.chdir(here)
+    assert found() == found() == []
+    install(here, "one", {GROUP: {"one": "module:Reward"}})
+    assert found() == ["one"]
+    monkeypatch.chdir(there)
+    assert found() == ["two"]
+    shutil.rmtree(there / "two-1.0.dist-info")
+    assert found() == []
