@@ -1,4 +1,4 @@
-# Two commands: `make demo` sets up and runs the main job, `make test` sets up and runs all checks of the fast tier.
+# Two commands: `make demo` sets up and runs the main job, `make test` sets up and runs the checks that take under six minutes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,14 +6,18 @@ export OMP_NUM_THREADS := 1
 # The packages are installed uncompiled (below): where this were set, each process would compile what it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lowest newest campaign docs lint setup clean
+.PHONY: demo test test-long test-all lowest newest campaign docs lint setup clean
 
 # The demo needs no development extras: where nothing is set up yet, it waits for less.
 demo: $(if $(wildcard $(VENV)/.ready),$(VENV)/.ready,$(VENV)/.runs)
 	$(BIN)/python benchmarks/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not slow"
+
+# The tests of some seconds each, which `.ci/run` runs after those of `make test`.
+test-long: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not slow"
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -40,6 +40,7 @@ def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_teaches_and_needs_no_torch(verb: list[str]) -> None:
     """Without torch, the largest import by far, help answers in well under two seconds."""
@@ -234,6 +235,7 @@ def test_an_option_below_a_nested_verb_is_told_as_it_is_called(capsys: pytest.Ca
     assert "diffrl flow-to-better" not in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -352,6 +354,7 @@ def test_yaml_is_read_strictly(text: str, expected: str, tmp_path: Path) -> None
     assert expected in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", configuration.shipped())
 def test_shipped_configurations_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     config = configuration.find(name)

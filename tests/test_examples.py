@@ -16,6 +16,7 @@ from diffrl.support.statistics import estimate
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "samples", "figures"),
     [("mixture", 200, 18), ("bandit", 200, 2 * 8)],
@@ -35,6 +36,7 @@ def test_an_example_prints_finite_figures_and_draws_its_picture(
         main(["--out", str(tmp_path / "picture.txt"), "--steps", "4", "--samples", str(samples)])
 
 
+@pytest.mark.long
 def test_sac_learns_in_three_ways_and_writes_what_came_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def options_of(text: str) -> dict[str, str]:
     return {name: " ".join(said.split()) for name, said in found.items() if name != "-h, --help"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_usage_names_what_was_typed(words: list[str]) -> None:
     """As far as it goes: of some verbs the rest are options."""
@@ -57,6 +58,7 @@ def test_the_usage_names_what_was_typed(words: list[str]) -> None:
     assert named == ["diffrl", *words][: len(named)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_what_is_done_by_default_is_said(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -58,6 +58,7 @@ def test_every_policy_acts_as_it_did(old: Path) -> None:
         np.testing.assert_allclose(actions, recorded[name], rtol=0, atol=ACTIONS, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("run", [*made.RESUMES])
 def test_a_run_is_evaluated_and_goes_on(run: str, old: Path) -> None:
     """With the returns of then; keeping what was logged and scored, to the policy that the resume then gave."""

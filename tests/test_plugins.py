@@ -124,6 +124,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(module, None)
 
 
+@pytest.mark.long
 def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_toy_agent_trains_on_a_toy_family_and_is_evaluated(
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_recipes_of_contributing_can_be_copied(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An agent, a reward, a data family and an augmenter, as they stand there, are installed, named, trained, asked."""
     points: dict[str, dict[str, str]] = {}
@@ -399,6 +401,7 @@ def test_an_implementation_that_gives_no_agent_is_refused_with_the_reason(
     assert said in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.long
 def test_a_run_whose_data_no_package_here_has_is_reported_as_it_was_scored(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,6 +436,7 @@ def test_settings_of_an_agent_that_is_not_here_are_fields_as_they_are_written() 
     assert agents.get_or_absent("bc", {}) is agents.get("bc")
 
 
+@pytest.mark.long
 def test_a_run_whose_agents_package_is_gone_is_reported(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

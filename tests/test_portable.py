@@ -47,6 +47,7 @@ def posix_only(source: str) -> list[tuple[int, str]]:
     return sorted(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folder", ["diffrl", "agents", "envs"])
 def test_nothing_is_posix_alone(folder: str) -> None:
     found = [

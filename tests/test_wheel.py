@@ -88,6 +88,7 @@ def wheel(dist: Path) -> Path:
     return wheel
 
 
+@pytest.mark.long
 def test_an_index_would_take_them(dist: Path) -> None:
     pytest.importorskip("twine", reason="needs the extra: pip install 'diffrl[dev]'")
     packages = sorted(map(str, dist.iterdir()))
@@ -95,6 +96,7 @@ def test_an_index_would_take_them(dist: Path) -> None:
     assert run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *packages).count("PASSED") == 2
 
 
+@pytest.mark.long
 def test_the_wheel_works_beside_installed_dependencies(wheel: Path, tmp_path: Path) -> None:
     """A new environment with the wheel; its dependencies are those of this one, by path."""
     venv.create(tmp_path / "venv", with_pip=False)

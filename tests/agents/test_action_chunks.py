@@ -279,6 +279,7 @@ def lock(episodes: int) -> Transitions:
     return Transitions(rows.flatten(0, 1), 1, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schema", [BFN, FQL])
 def test_chunks_that_hang_together_are_learned_where_no_state_tells_what_was_done(schema: type[ChunkConfig]) -> None:
     """The cloned flow's chunks have one sign a quarter of the time, as the data's; those of the policy mostly."""

@@ -33,6 +33,7 @@ past them, as it may be where the weight on Q is large."""
 X0 = pytest.param(EDP(form="x0", sampling_steps=5, **CHOOSING, **SMALL), 0.4, marks=pytest.mark.slow)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("config", "near"), [*CONFIGS, X0], ids=lambda x: x.name if isinstance(x, AgentConfig) else "")
 def test_on_a_bandit_the_good_action_is_found(config: AgentConfig, near: float) -> None:
     """After 300 steps, in nine of ten draws; the data hold as many bad ones. Cloning alone has half."""

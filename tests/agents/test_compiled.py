@@ -124,6 +124,7 @@ TRACED = ("idql", "td3_bc")
 """Of these the fast tier traces the losses; td3_bc has phases."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n if n in TRACED else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 @pytest.mark.usefixtures("double")
 def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +146,7 @@ def test_losses_and_acting_are_one_graph_each(name: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-12, msg=lambda t, k=key: f"{k}: {t}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n if n == "bc" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 @pytest.mark.usefixtures("double")
 def test_twenty_compiled_steps_are_twenty_eager_ones(name: str) -> None:
@@ -204,6 +206,7 @@ def test_a_failed_compilation_leaves_the_agent_as_it_was(tmp_path: Path, capsys:
         assert torch.equal(agent.state_dict()[key], value), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", configuration.shipped())
 def test_no_shipped_configuration_makes_a_short_run_wait_for_the_compiler(name: str) -> None:
     """--steps 300 of one begins at once: it leaves the choice to the number of steps, or says that it never pays."""

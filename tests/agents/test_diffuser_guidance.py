@@ -294,6 +294,7 @@ def hopper(path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_the_shipped_configuration_trains_evaluates_and_goes_on_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

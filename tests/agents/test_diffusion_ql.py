@@ -155,6 +155,7 @@ def test_seeds_of_a_stack_do_not_touch_each_other() -> None:
             assert torch.equal(value[1], poisoned[key][1]), key
 
 
+@pytest.mark.long
 def test_on_a_bandit_bc_keeps_both_modes_and_diffusion_ql_finds_the_good_one() -> None:
     """The paper's point (figure 1): an MLP averages the modes, a diffusion policy keeps them, Q picks the better."""
     shares, near_a_mode = {}, {}

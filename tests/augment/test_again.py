@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_second_augmentation_makes_no_copies_of_the_first_ones_rows(folder: Path) -> None:
     """Both models are nearly as they began, of one seed: by the same noise they would make nearly the same rows."""
     found = json.loads((folder / "second-synther" / "fidelity.json").read_text())

@@ -220,6 +220,7 @@ QUICK = ("ten rows", "wide Gaussians", "Gaussians of the data's covariance", "co
 """Of the fast tier: one of each fault."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "says"),
     [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in USELESS.items()],
@@ -257,6 +258,7 @@ def test_the_verdict_stands_before_the_table_and_is_no_measures_words(at_floor: 
     assert verdict not in after
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [pytest.param("many", marks=pytest.mark.slow), "few", "noisy"])
 def test_rows_that_are_good_or_nearly_so_are_not_called_useless(parts: Parts, kind: str) -> None:
     """Real rows, many and few, and with a fiftieth of each column's deviation of noise added."""
@@ -272,6 +274,7 @@ def test_rows_that_are_good_or_nearly_so_are_not_called_useless(parts: Parts, ki
         assert report.verdicts["overall"].startswith("No fault found in 1,0")
 
 
+@pytest.mark.long
 def test_rows_that_are_steered_may_differ_but_not_be_noise(parts: Parts) -> None:
     """Real rows of the lowest tenth of s_1 alone: another distribution, near the data; and wide Gaussians."""
     rows = table(parts.fresh)
@@ -297,6 +300,7 @@ def test_real_rows_leave_nothing_to_look_at_first(parts: Parts, dynamics: Dynami
     assert advice(copies) == "Fewer --steps, a smaller --width or more data usually help."
 
 
+@pytest.mark.long
 def test_only_options_that_the_method_has_are_advised(parts: Parts) -> None:
     copies = fidelity(parts.train, parts.train, parts.held_out, dynamics=None)
     noise = replace(parts.fresh, rewards=np.flip(parts.fresh.rewards).copy())
@@ -311,6 +315,7 @@ def test_only_options_that_the_method_has_are_advised(parts: Parts) -> None:
     assert advice(odd) == "More --steps or --width usually helps."
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("with_held_out", [True, False])
 def test_copies_of_training_rows_are_memorised_and_otherwise_perfect(parts: Parts, with_held_out: bool) -> None:
     held_out = parts.held_out if with_held_out else None
@@ -343,6 +348,7 @@ def test_a_wrong_reward_is_seen_by_its_column_and_the_simulator(parts: Parts, dy
     assert report.dynamics.high.synthetic < 1e-5
 
 
+@pytest.mark.long
 def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     """Real rows that miss the simulator by much were made by another."""
     heavy = dynamics_for("Hopper-v5", frame_skip=8)
@@ -351,6 +357,7 @@ def test_another_simulator_is_told_from_another_model(parts: Parts) -> None:
     assert report.learned is not None  # which stands in for it
 
 
+@pytest.mark.long
 def test_rewards_that_are_not_the_simulators_are_judged_all_the_same(parts: Parts, dynamics: Dynamics) -> None:
     """As of data with scaled rewards: by a regressor, next states and ends by the simulator."""
     train, held_out, fresh = (
@@ -515,6 +522,7 @@ def test_the_rates_of_terminals_are_of_all_rows_that_are_fit(at_floor: FidelityR
         assert share == pytest.approx(side.terminals.mean())
 
 
+@pytest.mark.long
 def test_what_follows_a_terminal_row_counts_for_nothing_where_it_is_not_stored(
     parts: Parts, dynamics: Dynamics
 ) -> None:
@@ -570,6 +578,7 @@ def test_rows_that_are_not_finite_are_left_out_and_counted(parts: Parts) -> None
     assert report.notes == ("7 synthetic rows hold values that are not finite, and are left out.",)
 
 
+@pytest.mark.long
 def test_one_seed_gives_one_report(parts: Parts) -> None:
     first, second, other = (
         fidelity(parts.train, parts.fresh, parts.held_out, dynamics=None, seed=seed, rows=500).to_json()

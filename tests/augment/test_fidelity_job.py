@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_file_is_judged_as_its_rows_are(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     real = str(folder / "real.hdf5")
     options = ["--env", ENV, "--held-out", "0.2", "--out"]
@@ -53,6 +54,7 @@ def test_a_file_is_judged_as_its_rows_are(folder: Path, tmp_path: Path, capsys: 
     assert verdicts["dynamics"].startswith("Not measured by a simulator: nobody has checked whether the observation of")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mix", [pytest.param("replace", marks=pytest.mark.slow), "append"])
 def test_the_report_is_the_one_of_the_synthesis(folder: Path, tmp_path: Path, mix: str) -> None:
     """The same rows are held out, and real rows before the synthetic ones are none of them."""
@@ -83,6 +85,7 @@ def test_few_real_rows_are_judged_by_default(folder: Path, tmp_path: Path) -> No
     assert "ewards are not those of their states and actions" in report.verdicts["overall"]
 
 
+@pytest.mark.long
 def test_a_file_says_whether_its_rows_are_steered(folder: Path, tmp_path: Path) -> None:
     sampling = {"above": 0.5, "guidance": 1.0}
     assert steers({"sampling": json.dumps(sampling)})

@@ -43,6 +43,7 @@ def worlds() -> dict[tuple[float, bool, int], Data]:
     return {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fault", list(FAULTS)[:-1])
 @pytest.mark.parametrize(("noise", "controlled"), WORLDS, ids=["random", "noisy", "controlled", "controlled, noisy"])
@@ -157,6 +158,7 @@ def sparse(n: int, rng: np.random.Generator, share: float) -> Floats:
     return np.concatenate([s, a, paid[:, None], s + 0.3 * np.tile(a, 2), np.zeros((n, 1))], 1).astype(np.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("share", "seed"), [(0.01, 0), (0.01, 12), (0.01, 14), (0.03, 1), (0.03, 2)])
 def test_rare_rewards_are_not_accused(share: float, seed: int) -> None:
     """Of two held-out rows with a reward no slope is to be had, however small its standard error."""
@@ -167,6 +169,7 @@ def test_rare_rewards_are_not_accused(share: float, seed: int) -> None:
     assert following(learned, False) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("share", "noise"), [(0.15, 0.02), (0.3, 0.05)])
 def test_small_errors_of_rare_rewards_are_small(share: float, noise: float) -> None:
     """Beside the median error of 0, they are large."""

@@ -360,6 +360,7 @@ def test_the_network_sees_first_states_alone_in_turn() -> None:
 # --- from data to data ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_trajectories_move_up(source: Path, better: Path) -> None:
     """From a level the diffuser makes the next one; from the top levels nothing written lies below the data's top.
 
@@ -481,6 +482,7 @@ def test_the_last_lines_say_why_fewer_rows_are_written(
     assert tally.fewer() == "1 of 300 trajectories was not improved"
 
 
+@pytest.mark.long
 def test_a_report_on_the_file_does_not_accuse_it_of_its_learned_rewards(
     source: Path, better: Path, tmp_path: Path
 ) -> None:
@@ -502,6 +504,7 @@ def test_a_report_on_the_file_does_not_accuse_it_of_its_learned_rewards(
         fidelity_of(str(other), str(better), tmp_path / "other", env="Pendulum-v1", quiet=True)
 
 
+@pytest.mark.long
 def test_relabelling_that_is_asked_for_afterwards_says_what_makes_it(source: Path, tmp_path: Path, few: None) -> None:
     """And that does: the same file once more, of the same models, and the other beside it."""
     out, folder = tmp_path / "new.hdf5", tmp_path / "new-flow-to-better"
@@ -519,6 +522,7 @@ def test_relabelling_that_is_asked_for_afterwards_says_what_makes_it(source: Pat
         made(source, out, relabel=True)
 
 
+@pytest.mark.long
 def test_flipped_labels_make_trajectories_worse(source: Path, tmp_path: Path, few: None) -> None:
     """The same pairs with the opposite preferences, from a file: what was the lowest block is now the best."""
     dataset = d4rl.read(source)
@@ -531,6 +535,7 @@ def test_flipped_labels_make_trajectories_worse(source: Path, tmp_path: Path, fe
     assert told(worse)["preferences"] == source_of
 
 
+@pytest.mark.long
 def test_it_goes_on_where_it_was_cut_and_makes_the_same_file(
     source: Path, better: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -579,6 +579,7 @@ def command(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 def test_a_person_labels_in_a_browser(maze_file: Path, tmp_path: Path) -> None:
     """By real keys and clicks: each is one label in the file; a kill loses none; Ctrl-C ends it well."""

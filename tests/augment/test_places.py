@@ -195,6 +195,7 @@ def test_of_one_row_it_is_said_in_the_singular(
     assert d4rl.read(out, action_limit=None).metadata["description"].startswith("1 synthetic transition, each")
 
 
+@pytest.mark.long
 def test_no_report_of_other_rows_is_left(source: Path, tmp_path: Path) -> None:
     out, folder = tmp_path / "new.hdf5", tmp_path / "new-synther"
     synther(str(source), out, **TINY)

@@ -232,6 +232,7 @@ def weights(model: SAC) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
 
 
+@pytest.mark.long
 def test_the_same_seed_is_the_same_run_and_another_another() -> None:
     """The buffer's own seed follows the algorithm's."""
     first, again, other = (sac(seed).learn(120) for seed in (1, 1, 2))

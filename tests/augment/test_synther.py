@@ -158,6 +158,7 @@ def test_a_trained_model_obeys_the_data(trained: TransitionDiffusion) -> None:
     assert float(a.abs().max()) <= 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stand_ins", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rare_ends_are_told(stand_ins: bool) -> None:
     """1 row in 100 ends, where s_0 > 2.33: of the rows drawn as many, and there.

@@ -152,6 +152,7 @@ def test_too_few_rows_for_a_report_are_written_without(
     assert "--no-report" not in said
 
 
+@pytest.mark.long
 def test_the_report_shows_an_untrained_model(
     own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -277,6 +277,7 @@ def assert_close(theirs: dict[str, Mlps], ours: dict[str, Mlps], tolerance: floa
                     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "coin"), [("bc", 0.0), ("diffusion_bc", 0.0), ("diffusion_ql", 0.2), ("diffusion_ql", 0.8)]
 )
@@ -301,6 +302,7 @@ def test_losses_and_gradients_are_ours(version: str, name: str, coin: float) -> 
     assert_close(gradients, our_gradients(agent, losses), 1e-5)
 
 
+@pytest.mark.long
 @agents
 @pytest.mark.parametrize("version", ["plain", pytest.param("jax", marks=needs_jax)])
 def test_whole_steps_are_ours(version: str, name: str) -> None:
@@ -360,6 +362,7 @@ def test_sampled_actions_and_their_values_are_ours(version: str) -> None:
     np.testing.assert_allclose(their_q, q.numpy(), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", ["plain", pytest.param("jax", marks=needs_jax)])
 def test_acting_at_temperature_zero_takes_the_best_candidate(version: str) -> None:
     """The choice itself is a categorical draw by min_i Q_i / temperature, each version with its own generator."""

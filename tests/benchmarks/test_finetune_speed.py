@@ -11,6 +11,7 @@ from diffrl.support.errors import UserError
 TINY = FinetuneSpeed(sd=True, tiny=True, device="cpu", batch=2, micro_batch=2, updates=1, steps=6, rounds=1)
 
 
+@pytest.mark.long
 def test_the_savings_save_what_they_should(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

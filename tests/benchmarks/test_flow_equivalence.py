@@ -62,6 +62,7 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_whole_steps_are_ours(config: FQL | BFN) -> None:
     """Losses to 1e-4; after six steps networks are apart by less than a thousandth of the way they have gone."""

@@ -69,6 +69,7 @@ def gone(pid: int) -> bool:
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
+@pytest.mark.long
 def test_a_stage_that_is_cut_saves_and_keeps_what_it_has_and_leaves_no_process(tmp_path: Path) -> None:
     driven = driver(tmp_path)
     result = driven.run(stage(SAVES, box=3))

@@ -68,6 +68,7 @@ def contents(dataset: object) -> bytes:
     return bytes.fromhex(d4rl.fingerprint(dataset))  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["own", "own, rows", "plain", "npz", "minari hdf5", "minari arrow", "minari json"])
 def test_a_damaged_file_is_an_error_or_data_and_with_our_checksum_the_same_data(make, tmp_path, monkeypatch, kind):
     dataset = make([40, 60], "ot", has_next=True)

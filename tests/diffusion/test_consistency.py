@@ -467,6 +467,7 @@ def sliced_w2(a: Tensor, b: Tensor, directions: int = 64) -> float:
     return ((a @ onto).sort(0).values - (b @ onto).sort(0).values).square().mean().sqrt().item()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "process", "steps", "figure"),
     [

@@ -242,6 +242,7 @@ def rms(x: Tensor, y: Tensor) -> Tensor:
     return (x - y).square().sum(-1).mean().sqrt()
 
 
+@pytest.mark.long
 @process_parameter
 @pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpm2", 2), ("dpm3", 3), ("dpmpp2m", 2)])
 def test_complexity_grows_as_the_inverse_root_of_delta(process: Process, solver: str, order: int) -> None:
@@ -384,6 +385,7 @@ def test_log_likelihood_is_exact_on_gaussians_to_fourth_order(process: Process) 
     assert errors[-1] < 1e-6
 
 
+@pytest.mark.long
 @process_parameter
 def test_log_likelihood_of_a_mixture(process: Process, generator: torch.Generator) -> None:
     """Against the density in closed form; at k = 50 the start is the Gaussian of the data's moments to 1e-4 or so."""

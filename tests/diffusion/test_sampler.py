@@ -643,6 +643,7 @@ def test_clipped_entries_pass_no_gradient() -> None:
     close(torch.autograd.grad(out.sum(), x)[0], torch.tensor([[1.0, 0.0]]), atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("corrector", [None, Langevin(steps=1)], ids=["alone", "corrected"])
 @pytest.mark.parametrize("solver", ["ddim", "heun"])
 def test_sampling_is_one_graph(solver: str, corrector: Langevin | None) -> None:

@@ -106,6 +106,7 @@ def test_other_tasks_are_the_users_error() -> None:
         AdroitEnv("knife")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("env_id", ["AdroitHandDoor-v1", "door-human-v1", "kitchen-mixed-v0"])
 def test_nobody_is_told_to_go_back_to_an_old_version(env_id: str) -> None:
     """Gymnasium-Robotics prints its notice when it is imported: once a process."""

@@ -166,6 +166,7 @@ def run(name: str, out: Path, episode: int | None = 20) -> str:
     return str(scores["reference"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_configuration_of_each_family_trains_and_is_evaluated(name: str, tmp_path: Path) -> None:
     assert run(name, tmp_path / "run") == name.split("/")[1]
@@ -186,6 +187,7 @@ def test_the_score_comes_with_how_faithful_its_environment_is(
     assert "77.0 ± 9.1 here, 96.26 in D4RL" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [name for name in configuration.shipped() if not registry.get(configuration.find(name).dataset).generated]
 )

@@ -45,6 +45,7 @@ FEW = (("random", "umaze"), ("planner", "umaze"), ("planner", "large"))
 """Of the fast tier."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("policy", "maze"), [pair if pair in FEW else pytest.param(*pair, marks=pytest.mark.slow) for pair in REFERENCES]
 )
@@ -60,6 +61,7 @@ def test_reference_policies_score_as_in_d4rl(maze: str, policy: str) -> None:
     assert combined < 0.5 * reference[1]  # the comparison means something
 
 
+@pytest.mark.long
 def test_the_data_have_as_many_segments_as_d4rls() -> None:
     """12,459 segment ends in a million rows of umaze (D4RL issue 65), +- 150; here a quarter of them, +- 75."""
     timeouts = np.concatenate([chunk["timeouts"] for chunk in walk("umaze", 250_000)])

@@ -83,6 +83,7 @@ QUICK_WORLDS = ("pointmaze-medium", "cube-single", "puzzle-3x3", "puzzle-4x5")
 SLOW_WORLDS = [pytest.param(world, marks=pytest.mark.slow) for world in names.WORLDS if world not in QUICK_WORLDS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", [*QUICK_WORLDS, *SLOW_WORLDS])
 def test_the_default_task_is_the_wheels(world: str) -> None:
     """Of every world: puzzles have two."""
@@ -842,6 +843,7 @@ def test_a_small_set_is_read_from_a_larger_file(
         assert len(datasets.load_dataset("pointmaze-medium-navigate-small-v0-val")) == ROWS - 1
 
 
+@pytest.mark.long
 def test_fewer_rows_than_are_here_are_read_and_more_are_rebuilt_with_the_choice_said(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     return Campaign(tmp_path_factory.mktemp("campaign"), tuple(QUICK))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", QUICK)
 def test_a_few_damages(kind: str, campaign: Campaign) -> None:
     """Huge sizes, links to elsewhere, odd archives, a damaged best checkpoint; the rest are slow."""

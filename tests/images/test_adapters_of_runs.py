@@ -45,6 +45,7 @@ def settings(sd3: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {**given, **short, "held_out": "none", **more}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [*PIPELINES, "sd3.5", "svd"])
 def test_every_projection_of_attention_has_an_adapter(kind: str, tmp_path: Path) -> None:
     """By diffusers' own classes: no Linear layer of an attention is left out."""
@@ -73,6 +74,7 @@ def layers(folder: Path) -> set[str]:
     return {name.split(".attn.")[1].partition(".lora")[0] for name in safetensors.torch.load_file(folder / FILE)}
 
 
+@pytest.mark.long
 def test_a_run_of_before_goes_on_with_the_layers_that_it_has(
     sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_run_of_before_goes_on_with_the_layers_that_it_has(
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("trained", "other", "difference"),
     [

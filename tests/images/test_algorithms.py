@@ -61,6 +61,7 @@ def sample(setup: Setup, *arguments: Any, **named: Any) -> Samples:
     return sample_round(setup, RunState(), *arguments, **named)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("algo", "settings"),
     [

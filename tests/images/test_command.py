@@ -70,6 +70,7 @@ def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return said[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algo", [*ALGORITHMS])
 def test_every_algorithm_runs(algo: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """To a picture, a table, a checkpoint and a model that diffusers loads; and it changes what it trains."""
@@ -103,6 +104,7 @@ def test_every_algorithm_runs(algo: str, quick: Path, capsys: pytest.CaptureFixt
     assert all(torch.equal(trained[name], loaded[name]) for name in trained)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "whole", "unit"),
     [
@@ -130,6 +132,7 @@ def test_progress_counts_what_evaluations_count(
     assert done[-1] == whole
 
 
+@pytest.mark.long
 def test_a_reward_that_fails_at_once_leaves_a_folder_for_the_mended_command(
     quick: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +171,7 @@ def test_a_run_of_a_policy_is_no_image_model(quick: Path, capsys: pytest.Capture
         assert said.endswith("dql is the run of a policy, and no image model: diffrl finetune policy dql.")
 
 
+@pytest.mark.long
 def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four rounds, or two and two more: the same parameters, moments and rewards in memory, to the bit.
 
@@ -213,6 +217,7 @@ def test_resumed_is_as_if_never_cut(quick: Path, capsys: pytest.CaptureFixture[s
     assert yaml.safe_load((quick / "cut/finetune.yaml").read_text())["queries"] == 16
 
 
+@pytest.mark.long
 def test_layers_are_trained_alone_saved_with_the_rest_and_resumed_to_the_bit(quick: Path) -> None:
     """A checkpoint has them alone; the pipeline that is written has the others as they were."""
     options = [*SMALL, "--batch", "4", "--algo", "nft", "--group", "2", "--layers", "time_embedding", "time_emb_proj"]
@@ -253,6 +258,7 @@ LOSSES: dict[str, Callable[[Path], object]] = {
 """What may be lost of a finished run."""
 
 
+@pytest.mark.long
 def test_a_finished_run_is_shown_from_its_files_and_what_is_lost_is_made_again(
     plain: Path, quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +366,7 @@ def test_memory_that_runs_out_names_what_to_lower_and_loses_nothing(
     assert _less_memory(dataclasses.replace(pipeline, lora=2, checkpointing=True)) == "--precision bf16"
 
 
+@pytest.mark.long
 def test_steps_are_what_the_algorithm_counts_in(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images to be scored, or rounds where none are, by `--steps` or by their own name; the other one is refused."""
     settings: dict[str, Any] = {"model": "tiny-digits", "batch": 4, "steps": 2, "eval_samples": 4, "warm_up": 0}
@@ -384,6 +391,7 @@ def test_steps_are_what_the_algorithm_counts_in(quick: Path, capsys: pytest.Capt
         assert json.loads((quick / words[1] / "evaluations.json").read_text())[-1]["round"] == rounds
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algo", ["ddpo-is", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_stable_diffusion_with_lora(algo: str, quick: Path) -> None:
     """A tiny pipeline through DDPO and DPO with adapters: resumed, saved, and loaded by plain diffusers."""
@@ -431,6 +439,7 @@ def test_compare_makes_a_page(plain: Path, quick: Path) -> None:
     assert float(last[header.index("reward")]) == reward
 
 
+@pytest.mark.long
 def test_compare_takes_runs_of_other_rewards(plain: Path, quick: Path) -> None:
     """A sum, whose parts are columns of their own, beside one reward that has none."""
     shutil.copytree(plain, "one")

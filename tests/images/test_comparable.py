@@ -166,6 +166,7 @@ def test_prompts_of_a_folder_are_by_their_content(algo: str, name: str, tmp_path
         require(FinetuneRun(tmp_path / "run", of[0]))
 
 
+@pytest.mark.long
 def test_a_reward_file_that_was_edited_is_refused(
     quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_reward_file_that_was_edited_is_refused(
     assert FinetuneRun.read("run").reward_written("reward") == "python:r.py#bright"
 
 
+@pytest.mark.long
 def test_a_reward_file_may_be_mended_before_the_first_evaluation(quick: Path) -> None:
     file = Path("r.py")
     file.write_text(BRIGHT)

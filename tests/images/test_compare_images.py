@@ -66,6 +66,7 @@ def test_numbers_of_any_size_are_short(quick: Path, capsys: pytest.CaptureFixtur
     assert "\u2026" not in said
 
 
+@pytest.mark.long
 def test_a_run_that_ended_early_says_so_and_which_runs_are_in_no_curve(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_run_that_ended_early_says_so_and_which_runs_are_in_no_curve(
     assert "is no curve" not in Path("alone.html").read_text()
 
 
+@pytest.mark.long
 def test_runs_that_were_evaluated_on_other_images_are_not_called_alike(quick: Path) -> None:
     """Their seeds, numbers of images and prompts are named; of runs that have all these alike nothing is said."""
     few = [*SMALL, "--batch", "4", "--queries", "4"]

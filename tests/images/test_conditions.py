@@ -133,6 +133,7 @@ def test_refl_has_the_prompts_of_its_images(folders: Path, tmp_path: Path, monke
         assert set(json.loads(grid.text["prompts"])) == {"a red cube", "a blue cube"}
 
 
+@pytest.mark.long
 def test_reference_and_control_need_their_pictures_and_a_branch_is_called_so(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

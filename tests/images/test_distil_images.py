@@ -200,6 +200,7 @@ def test_an_update_is_adams_step_and_the_average_follows_it() -> None:
     assert float(learner.average["m"]) == pytest.approx(float(average), rel=64 * EPS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["consistency", pytest.param("reflow", marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(quick: Path, to: Any) -> None:
     def made(out: str, steps: int) -> Path:
@@ -254,6 +255,7 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_a_model_like_any_other(qui
         distil_job.distil(ImageDistilConfig(teacher=str(whole)), out=Path("again"), quiet=True)
 
 
+@pytest.mark.long
 def test_what_a_run_on_tiny_emoji_trained_is_its_teacher(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the command; the student is one of blocks' coefficients, with prompts of words."""
     tuned = FinetuneConfig(queries=8, batch=8, updates=1, steps=2, eval_samples=4, warm_up=0, out=Path("tuned"))
@@ -352,6 +354,7 @@ def test_a_folder_that_is_called_as_a_built_in_model_is_not_it(quick: Path) -> N
     assert base_of("student") == "tiny-emoji"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["finetune", "distil"])
 def test_a_run_that_is_made_longer_and_cut_has_no_older_model(
     quick: Path, kind: str, monkeypatch: pytest.MonkeyPatch

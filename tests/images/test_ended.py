@@ -40,6 +40,7 @@ def test_a_server_that_fails_leaves_a_run_that_goes_on(quick: Path, capsys: pyte
     assert main(["resume", "run"]) == 0
 
 
+@pytest.mark.long
 def test_rounds_between_evaluations_are_not_lost_with_a_server(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In its third round of four, none of which is evaluated: the run goes on after two, as if nothing had failed."""
     Path("rewards.py").write_text(REWARDS.format(last=4))
@@ -74,6 +75,7 @@ def test_a_long_error_keeps_what_is_said_last(tmp_path: Path) -> None:
     assert int(left_out[0].replace(",", "")) > 3_000
 
 
+@pytest.mark.long
 def test_a_run_that_was_never_measured_says_what_its_folder_is(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At its first evaluation, new and resumed, and before: pairs that cannot be made. What it says works."""
     Path("rewards.py").write_text(REWARDS.format(last=1))
@@ -124,6 +126,7 @@ def test_two_sentences_are_two(quick: Path, tmp_path: Path, capsys: pytest.Captu
         assert str(error).startswith(said + "Stopped") or str(error).startswith(f"{said}{tmp_path} holds")
 
 
+@pytest.mark.long
 def test_a_run_is_scored_by_one_scorer(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another one at the same address in the middle of a run ends it, and a run that goes on remembers the first."""
     with running(serve.server(parse("jpeg"), serves="jpeg")) as url:

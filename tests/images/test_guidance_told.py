@@ -69,6 +69,7 @@ def run(folder: Path, out: Path, algo: str, **settings: Any) -> None:
     finetune(config, quiet=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algo", RUNS)
 def test_a_loss_tells_the_guidance_that_samples(
     algo: str, folder: Path, tmp_path: Path, told: dict[bool, set[float]]

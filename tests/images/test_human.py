@@ -54,6 +54,7 @@ def hardly_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(votes_model, "STEPS", 10)
 
 
+@pytest.mark.long
 def test_a_model_learns_what_each_prompt_is_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """On pairs that it has not seen; of turned-round votes it learns the opposite; the same votes, the same model."""
     monkeypatch.setattr(votes_model, "STEPS", 100)
@@ -217,6 +218,7 @@ def test_votes_that_were_asked_for_in_another_order_are_kept(quick: Path, monkey
     assert person.votes == 2
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("hardly_learned")
 def test_enough_is_enough_for_a_run_that_goes_on(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -401,6 +403,7 @@ def test_a_run_goes_on_and_is_made_again(
     )
 
 
+@pytest.mark.long
 def test_a_person_who_prefers_nothing_is_not_asked_whether_the_reward_looks(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -478,6 +481,7 @@ def test_a_vote_is_answered_with_the_next_images_and_can_be_taken_back(
         run.join(60)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("hardly_learned")
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 def test_a_person_votes_in_a_browser(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:

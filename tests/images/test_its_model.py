@@ -79,6 +79,7 @@ def test_what_is_done_otherwise_since_an_older_version(
         assert "Go on so, or begin a new run: " in said
 
 
+@pytest.mark.long
 def test_a_run_of_before_is_told_when_it_goes_on(models: Path, tmp_path: Path, capsys: Any) -> None:
     """Each time; not one that this version began, nor one with nothing left to do."""
     finetune(settings(models, "karras", tmp_path / "run"), quiet=True)

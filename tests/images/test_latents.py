@@ -53,6 +53,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return model.tuned.state_dict() | {f"vae.{n}": p for n, p in model.pipeline.vae.state_dict().items()}
 
 
+@pytest.mark.long
 def test_a_seed_decides_all_of_it(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -85,6 +86,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, few: pytest.MonkeyPatch) -> 
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("part", "at"),
     [

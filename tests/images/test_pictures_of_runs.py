@@ -128,6 +128,7 @@ def test_runs_of_different_rewards_share_no_axis(quick: Path) -> None:
     assert _panels([made("d", "symmetry", "png", 1)], "reward") == [("reward", "", [0])]
 
 
+@pytest.mark.long
 def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Adapters of a built-in model are peft's: they are trained further, at their rank."""
 
@@ -160,6 +161,7 @@ def test_a_model_says_what_it_is_and_is_used_so(quick: Path, capsys: pytest.Capt
     )
 
 
+@pytest.mark.long
 def test_a_comparison_says_what_differs_and_counts_by_one_thing(quick: Path) -> None:
     """Where one run scores nothing as it goes on, all curves go by rounds."""
     assert main(["finetune", *SMALL, "--out", "scored"]) == 0

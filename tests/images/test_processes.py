@@ -37,6 +37,7 @@ def launch(processes: int, words: list[str], cache: Path, code: int = 0) -> str:
     return done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algo", ["ddpo-is", pytest.param("d3po", marks=pytest.mark.slow)])
 def test_two_processes_are_one(algo: str, cache: Path, quick: Path) -> None:
     """After three updates by gloo both have equal gradients and parameters, to the bit, and one process's to rounding.
@@ -182,6 +183,7 @@ ONE = ("SIGINT to the launcher", "SIGTERM to both")
 """Of the fast tier: the plainest and the hardest."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sent", [s if s in ONE else pytest.param(s, marks=pytest.mark.slow) for s in SENT])
 def test_a_signal_ends_every_process_once_and_none_before_it_has_saved(sent: str, tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
@@ -218,6 +220,7 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "saved-0").exists()
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_what_hears_none(tmp_path: Path) -> None:
     """As a process within a call of C."""
     deaf = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -241,6 +244,7 @@ def test_a_process_without_a_share_steps_in_half_precision_too(cache: Path, tmp_
     assert (tmp_path / "run/model/model_index.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("deaf", [1, 0])
 def test_one_that_waits_for_one_that_a_signal_has_ended_is_ended(deaf: int, tmp_path: Path) -> None:
     """As within a call of C, which hears no signal; the first has longer, as it may still be closing its logs."""
@@ -264,6 +268,7 @@ time.sleep(99)
     assert deaf or time.monotonic() - sent > 3
 
 
+@pytest.mark.long
 def test_none_waits_for_one_that_is_stopped_before_they_have_met(tmp_path: Path) -> None:
     """PyTorch would wait for it half an hour, within a call of C."""
     source = f"""
@@ -294,6 +299,7 @@ else:
     assert (tmp_path / "stopped").exists()
 
 
+@pytest.mark.long
 def test_processes_whose_launcher_is_killed_end_saved(tmp_path: Path) -> None:
     follow = "from diffrl.images.launch import end_with_launcher\nend_with_launcher()\n"
     (tmp_path / "worker.py").write_text(follow + WORKER)
@@ -320,6 +326,7 @@ def test_a_signal_of_before_starts_none_of_them(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "second", "code", "said"),
     [

@@ -79,6 +79,7 @@ def test_attention_to_a_reference_that_is_itself_is_plain() -> None:
         assert_equal_to_rounding(attn(x, bank=Bank(writing=False, stored=bank.stored)), plain, ATTENTION)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("lora", [None, Lora(2)])
 def test_without_a_reference_it_is_the_plain_unet_bit_for_bit(folder: Path, guidance: float, lora: Lora | None) -> None:
@@ -121,6 +122,7 @@ def test_rows_have_their_own_reference_and_noise(folder: Path) -> None:
     assert not clean["reference_noise"].any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("noised", [True, False])
 @pytest.mark.parametrize("lora", [None, Lora(4)])
 def test_supervised_steps_lower_the_loss_through_both_passes(folder: Path, noised: bool, lora: Lora | None) -> None:

@@ -46,6 +46,7 @@ def test_what_a_model_that_hardly_moved_measures_is_known_before(sd: Path, capsy
     )
 
 
+@pytest.mark.long
 def test_a_bound_that_rounding_alone_is_beyond_is_told_before_and_after(
     sd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

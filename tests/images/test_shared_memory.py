@@ -63,6 +63,7 @@ def run(reward: Reward, algo: str, held_out: Reward | None = None, **settings: A
     return {"tensors": {n: t.tolist() for n, t in tensors.items()}, "info": info, "metrics": metrics, "seen": seen}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algo", ["ddpo-is", "ddpo-sf", "grpo", "dpok", "nft", "rwr", "d3po", "dpo"])
 def test_a_run_is_the_same_whatever_its_reward_destroys(algo: str) -> None:
     settings: dict[str, Any] = {"kl": 0.1} if algo not in ("dpo",) else {"queries": 64, "rounds": 2}

@@ -158,6 +158,7 @@ def test_pairs_that_are_told_apart_are_no_reward(quick: Path, capsys: pytest.Cap
     assert "the loss is flat" in no_signal(1, 0, {"accuracy": 0.5, "margin": -1.0}, FinetuneConfig(algo="dpo"))
 
 
+@pytest.mark.long
 def test_the_measures_of_a_run_are_not_those_of_a_reward_that_works_in_place(quick: Path) -> None:
     """Round 0 is as without it: the sum's other part, the held-out reward, and the measures of cheating."""
     Path("rewards.py").write_text(REWARDS)

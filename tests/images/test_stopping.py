@@ -44,6 +44,7 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "rounds", "call", "kept"),
     [

@@ -48,6 +48,7 @@ def test_a_reward_is_read_back_whatever_its_directory_is_called(
     assert kept.endswith(f"{tmp_path}/plain/mine.py#bright" if folder == "plain" else "+ python:mine.py#bright")
 
 
+@pytest.mark.long
 def test_rewards_of_ones_own_go_on_from_another_directory_under_their_names(
     quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ def test_fewer_prompts_than_images_make_groups(quick: Path, capsys: pytest.Captu
     assert NEEDS_GROUPS in fails(few, capsys)
 
 
+@pytest.mark.long
 def test_a_run_of_before_that_was_refused_goes_on(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its algorithm and cannot take another: rounds without groups are refused of new runs alone."""
     Path("mine.py").write_text(RANK)
@@ -253,6 +254,7 @@ def test_prompts_may_begin_with_the_mark_of_windows_editors(quick: Path, capsys:
     assert "Of another model than tiny-digits? Give --model." in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algo", ["draft", "refl"])
 @pytest.mark.parametrize(
     ("body", "said"),

@@ -67,6 +67,7 @@ def run(model: str, data: Path, out: Path, *, lora: int, rounds: int = 2) -> Pat
     return finetune(config, quiet=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "folder", "lora", "saved"),
     [
@@ -96,6 +97,7 @@ def test_a_folder_of_examples_becomes_a_saved_model(
     assert not list(path.rglob("*.bin"))
 
 
+@pytest.mark.long
 def test_one_folder_serves_models_of_different_keys(models: dict[str, Path], data: Path, tmp_path: Path) -> None:
     """With a control and a reference beside each image each model learns as from a folder with its own key alone."""
     (data / "all").mkdir()
@@ -137,6 +139,7 @@ def test_videos_begin_in_pure_noise_of_their_process(models: dict[str, Path]) ->
         assert pure(model, chain, noise).item() == pytest.approx(deviation, rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_resumed_video_run_goes_on_bit_for_bit(models: dict[str, Path], data: Path, tmp_path: Path) -> None:
     """The noise on the reference is of the image: it is not drawn along the way."""
     from safetensors.torch import load_file

@@ -86,6 +86,7 @@ def test_an_expert_that_was_not_called_is_not_stepped(wan: Path) -> None:
         assert torch.equal(parameter, again.parameters[name]), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("window", [1, 0])
 def test_rounds_that_call_only_the_frozen_one_of_two_networks_make_no_step(

@@ -75,7 +75,7 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     folder.mkdir()
     handler = partial(type("Served", (Handler,), {"asked": asked}), directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", folder, asked
         server.shutdown()
@@ -258,7 +258,7 @@ class Site:
         handler = partial(type("Served", (Handler,), {"asked": self.asked}), directory=str(self.folder))
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.port = self.server.server_port
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
     def shut(self) -> None:

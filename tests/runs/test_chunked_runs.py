@@ -29,6 +29,7 @@ SHORT: dict[str, Any] = {"steps": 8, "eval_every": 4, "log_every": 2, "rows": 50
 BOTH = pytest.mark.parametrize("agent", [QC, QC_FQL], ids=["bfn", "fql"])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_data")
 @pytest.mark.parametrize("agent", [QC, QC_FQL, FQL(**SIZE, n_step=3)], ids=["bfn", "fql", "n-step"])
 def test_a_run_that_was_cut_is_the_run_that_was_not(agent: ChunkConfig, tmp_path: Path) -> None:

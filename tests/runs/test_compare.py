@@ -143,6 +143,7 @@ def crossed(rng: np.random.Generator, shape: tuple[int, int], seeds: float, star
     return np.asarray(effects)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(2, 10), (2, 100), (3, 50), (10, 50)])
 @pytest.mark.parametrize("starts", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("paired", [False, True])

@@ -41,6 +41,7 @@ SAID = "The run diverged at step 5: bc_loss is "
 WHERE = "The last checkpoint is at step 0 of 20."
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_data")
 def test_a_diverged_run_is_called_so_by_every_command(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

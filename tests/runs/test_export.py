@@ -54,6 +54,7 @@ def equal(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
 # --- the policy -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*agents.AGENTS, "diffuser to no goal"])
 def test_every_agent_acts_as_its_run_does_bit_for_bit(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Both seeds, at both checkpoints; a planner with its plans, and its goal without an environment."""
@@ -196,6 +197,7 @@ def test_the_hub_reads_the_card_and_its_scores_are_those_of_the_run(tmp_path: Pa
         assert words in card.text, words
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", agents.AGENTS)
 def test_the_cards_command_means_the_runs_configuration(name: str, monkeypatch: Any) -> None:
     """Parsed by `diffrl train` itself; what the machine chooses is left out."""

@@ -89,7 +89,7 @@ def etag(file: Path) -> str:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The Hub's library asks this server, keeps what it fetches here, and the current folder is an empty one."""
     server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -67,6 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 Exported = Callable[[str], tuple[Path, Path]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == FAST else [pytest.mark.slow]) for name in GRAPHS]
 )

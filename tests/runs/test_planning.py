@@ -54,6 +54,7 @@ def test_a_run_cut_in_the_middle_is_the_run_that_was_not(run: Path, tmp_path: Pa
     assert_same_run(run, cut)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_data")
 def test_a_seed_in_a_worker_process_is_the_seed_trained_alone(tmp_path: Path) -> None:
     """Its process makes its own windows of the rows that all processes share: bit for bit."""

@@ -18,6 +18,7 @@ from tests.runs.made_runs import MAZE, made_run, small
 KNOWN = (BanditConfig, FQEConfig, Path, Policies, Scores, Summary, select, write_report, write_selection)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "file"), [("report", "tables.md"), ("select", "selection.md")])
 def test_a_call_of_the_reference_is_the_command(
     command: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -72,6 +72,7 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(tmp_path: Path, capsys: pyt
             assert page.read_text().count(said) == times
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_data")
 def test_a_random_policys_returns_stand_beside_every_score_in_the_benchmarks_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

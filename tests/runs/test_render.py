@@ -189,6 +189,7 @@ def test_a_stop_keeps_what_is_drawn(tmp_path: Path, monkeypatch: Any) -> None:
     assert [round(picture[30, 10].mean() / 30) for picture in pictures(tmp_path / "a.gif")] == [0, 1, 2, 3]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("benchmark", "needs", "per_second"),
     [

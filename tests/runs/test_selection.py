@@ -134,6 +134,7 @@ def test_estimates_repeat_and_a_policys_do_not_depend_on_the_others(runs: Path) 
         np.testing.assert_allclose(alone[name], together[name][2:3], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_the_command_writes_tables_figure_and_numbers(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -182,6 +182,7 @@ def evaluated(terminal: bool, policies: np.ndarray, gamma: float = GAMMA, config
     return fitted_values(data, next_actions, start_actions, torch.full((len(policies),), gamma), config)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("terminal", [False, True])
 def test_fitted_q_evaluation_is_the_solution_of_the_linear_equations(terminal: bool) -> None:
     found = evaluated(terminal, POLICIES)

@@ -94,6 +94,7 @@ def call(lines: list[str], *first: str) -> list[tuple[int, str]]:
     return [(int(part.rpartition("= ")[2]), part) for part in parts]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["pipe", pytest.param("device", marks=pytest.mark.slow)])
 def test_pipes_and_devices_in_a_run_hang_nothing(whole: Path, tmp_path: Path, kind: str) -> None:
     """In place of each file that a run has, for each verb that reads it."""
@@ -157,6 +158,7 @@ for read in (
 """
 
 
+@pytest.mark.long
 def test_readers_of_images_and_logs_hang_on_no_pipe(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").mkdir()
     for name in ("a.safetensors", "metrics.csv", "tensorboard/events.out.tfevents.1"):
@@ -239,6 +241,7 @@ def test_a_run_without_one_of_its_files_is_damaged(run: Path, name: str, capsys:
     assert f"Runs beside it: {run.with_name('other')}" in said(capsys)
 
 
+@pytest.mark.long
 def test_an_ascii_terminal_gets_the_score(run: Path) -> None:
     """Which has a plus-minus, for which such a terminal has no character."""
     words = [sys.executable, "-m", "diffrl", "evaluate", str(run), "--episodes", "2", "--max-episode-steps", "3"]
@@ -281,6 +284,7 @@ def mortal(*words: str, cwd: Path | None = None, **variables: str) -> "subproces
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(**variables), cwd=cwd)
 
 
+@pytest.mark.long
 def test_where_no_run_may_be_written_the_option_for_another_place_is_named(tmp_path: Path) -> None:
     """In one line; and in a place where `runs` is a file."""
     words = ["train", "--agent", "bc", "--dataset", "maze2d-umaze-v1", "--rows", "300", "--steps", "2", "--env", "none"]
@@ -296,6 +300,7 @@ def test_where_no_run_may_be_written_the_option_for_another_place_is_named(tmp_p
         assert last.endswith(f" cannot be written: {why}. Choose another place for it: --out FOLDER.")
 
 
+@pytest.mark.long
 def test_a_run_that_may_not_be_written_is_evaluated_all_the_same(run: Path, tmp_path: Path) -> None:
     words = ("evaluate", str(run), "--episodes", "2", "--max-episode-steps", "3", "--which", "last")
     run.chmod(0o555)
@@ -315,6 +320,7 @@ def test_a_run_that_may_not_be_written_is_evaluated_all_the_same(run: Path, tmp_
     )
 
 
+@pytest.mark.long
 def test_reports_and_comparisons_that_cannot_be_written_name_the_place(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, run.with_name("other"))
     shut = tmp_path / "shut"
@@ -355,6 +361,7 @@ def test_output_onto_a_full_disk_is_a_sentence() -> None:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["home", pytest.param("/proc/1", marks=pytest.mark.slow)])
 def test_a_home_that_takes_nothing_names_the_variable(place: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("torch._dynamo.package") is None:

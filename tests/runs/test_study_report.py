@@ -193,6 +193,7 @@ def test_the_runs_below_the_aggregates_are_those_of_every_agent() -> None:
         assert table.note.startswith(f"Over 2 tasks ({said} of each agent), last.")
 
 
+@pytest.mark.long
 def test_emphasis_is_explained_where_it_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,6 +435,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(Summary(example(names)), tmp_path_factory.mktemp("report"))[0]
 
 
+@pytest.mark.long
 def test_the_page_needs_no_other_file_and_runs_nothing(page: Path) -> None:
     """Links lead within the page, where they arrive; no script; names of agents are text, wherever they stand."""
     text = page.read_text()
@@ -448,6 +450,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(page: Path) -> None:
     assert "#0072b2" not in text.split("</style>")[1]  # lines are in the page's colours, light or dark
 
 
+@pytest.mark.long
 def test_a_report_is_the_same_each_time(tmp_path: Path) -> None:
     """Every file, byte for byte; and a second report takes the place of the first."""
     summary = Summary(example(("bc",), tasks=1))
@@ -470,6 +473,7 @@ def test_a_report_is_the_same_each_time(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_a_reports_figures_are_its_own_alone(tmp_path: Path) -> None:
     """Whatever an earlier report has drawn there; what somebody else has put there stays."""
     folder = tmp_path / "report" / "figures"
@@ -539,6 +543,7 @@ def written(path: Path, scores: Scores) -> str:
     return str(path)
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two files as one report: its table on the terminal, and where the page is."""
     ours = written(tmp_path / "ours.csv", example(("bc",), tasks=1))
@@ -556,6 +561,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "<h1>&lt;b&gt;</h1>" in (out / "index.html").read_text()
 
 
+@pytest.mark.long
 def test_a_line_that_hides_another_is_told(tmp_path: Path) -> None:
     """In performance profiles, of agents with the same scores."""
     same = Summary(scored({("t", "bc"): [[1], [2]], ("t", "iql"): [[2], [1]], ("t", "td3_bc"): [[5], [6]]}))

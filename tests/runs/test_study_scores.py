@@ -104,6 +104,7 @@ def test_a_cut_run_is_labelled_by_the_steps_that_it_made(tmp_path: Path) -> None
     assert Scores.of_runs([tmp_path]).agents == ["iql steps=20", "iql steps=20 of 4000"]
 
 
+@pytest.mark.long
 def test_data_sets_of_one_environment_compare_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in its agent's name, with the same scores; where they are tasks, a line says how, if agents differ."""
     made_run(tmp_path / "real", small("iql"), MAZE, dataset="maze2d-umaze-v1")

@@ -455,6 +455,7 @@ def test_a_runs_folder_takes_no_sweep(more: list[str], tmp_path: Path, capsys: p
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+@pytest.mark.long
 def test_a_sweeps_folder_is_gone_on_with_by_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And `resume`, of a run, says so; the command that it names does."""
     folder, made = tmp_path / "s", runs()
@@ -485,6 +486,7 @@ def test_a_task_goes_on_from_what_is_there(uncut: Path, tmp_path: Path) -> None:
     assert_same_run(tmp_path / run.name, uncut / run.name)
 
 
+@pytest.mark.long
 def test_a_failed_run_stops_no_other_and_is_run_again_where_asked(
     uncut: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -714,6 +716,7 @@ def test_jobs_do_not_change_a_run(uncut: Path, tmp_path: Path, jobs: str) -> Non
     assert_same_sweep(tmp_path / "s", uncut)
 
 
+@pytest.mark.long
 def test_a_sweep_made_longer_is_the_longer_sweep(
     uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

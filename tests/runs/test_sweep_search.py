@@ -35,6 +35,7 @@ def made(folder: Path, trials: int, seed: int = 0) -> search.Trials:
     return search.Trials(folder, search.settled(folder, wanted, trials))
 
 
+@pytest.mark.long
 def test_proposals_lie_in_their_ranges_and_do_not_depend_on_cuts(tmp_path: Path) -> None:
     """Six settings from one process, and from six that each ask for one; another seed gives others."""
     whole = made(tmp_path / "whole", 6)
@@ -202,6 +203,7 @@ def test_what_scores_are_of_is_not_searched(text: str, tmp_path: Path) -> None:
     assert trials.next() is not None
 
 
+@pytest.mark.long
 def test_a_search_that_an_older_version_began_goes_on_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +228,7 @@ def test_a_search_that_an_older_version_began_goes_on_by_the_same_command(
     ]
 
 
+@pytest.mark.long
 def test_without_an_environment_there_is_nothing_to_search_by(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,7 @@ def idle(name: str, field: str, value: Any) -> bool:
     return (field == "batch_size" and value == 1) or (field == "min_std" and not 1e-6 <= value <= 10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_what_was_taken_is_taken_and_what_was_refused_is_refused(name: str) -> None:
     """One field at a time, at the values where some field's range begins, ends, or takes no more."""

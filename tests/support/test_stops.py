@@ -40,6 +40,7 @@ def test_a_stop_in_a_finaliser_is_raised_after_it(capsys: pytest.CaptureFixture[
     assert sys.unraisablehook is hook
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "alarm"), reason="this system has no alarms")
 def test_a_stop_in_a_finaliser_takes_nothing_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """An alarm that is set rings; a hook that is set in the block stays; after the block no signal comes."""

@@ -32,6 +32,7 @@ def small(name: str) -> AgentConfig:
     return config
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in (*sorted(AGENTS), GUIDED)]
 )

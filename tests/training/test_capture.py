@@ -113,6 +113,7 @@ class Taped:
             generator.set_state(state)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_seeds", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
 def test_a_recorded_step_repeated_blindly_is_training(
@@ -126,6 +127,7 @@ def test_a_recorded_step_repeated_blindly_is_training(
     assert_equal(snapshot(eager), snapshot(taped.trainer))
 
 
+@pytest.mark.long
 @OTHERS
 @pytest.mark.parametrize("n_seeds", [1, 3])
 def test_a_recorded_step_is_training_whatever_a_batch_is(
@@ -282,6 +284,7 @@ def watched() -> Iterator[list[str]]:
     found += waits.found + made.found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_seeds", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.name}-{config.layers}")
 def test_a_step_waits_for_no_device_and_keeps_every_state_in_its_place(config: AgentConfig, n_seeds: int) -> None:
@@ -398,6 +401,7 @@ def test_a_seed_is_frozen_under_capture(tmp_path: Path, monkeypatch: pytest.Monk
     assert checkpoint.load(run, 200).info["frozen"] == [0]
 
 
+@pytest.mark.long
 def test_no_step_leaves_a_tensor_behind() -> None:
     subject = trainer(CONFIGS[-1], 2)
 

@@ -59,6 +59,7 @@ def in_line(tmp_path_factory: pytest.TempPathFactory, data_directory: Path) -> P
         return diffrl.train(evaluated(tmp_path_factory.mktemp("runs") / "in_line", eval_workers=0), quiet=True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_scores_do_not_depend_on_who_evaluates(in_line: Path, tmp_path: Path, n: int) -> None:
@@ -134,6 +135,7 @@ def gone(pids: list[int], seconds: float = 10) -> bool:
     return not any(map(alive, pids))
 
 
+@pytest.mark.long
 def test_training_waits_for_the_third_and_a_kill_loses_none(in_line: Path, order: Path, tmp_path: Path) -> None:
     """Two evaluations hang, so training stands at the third: no score is in, every checkpoint is kept. After kill -9
     no process is left, and the run goes on to the end of one that was never cut."""
@@ -165,6 +167,7 @@ def test_a_kill_after_the_last_evaluation_is_tidied_by_resume(in_line: Path, tmp
     assert (run / "learning_curve.png").exists()
 
 
+@pytest.mark.long
 def test_the_steps_made_but_not_the_evaluations_is_not_the_end(in_line: Path, order: Path, tmp_path: Path) -> None:
     """Told to stop, or without one of its processes, while it waits for the last evaluations: the run goes on, and
     only with these; in line as well."""
@@ -208,6 +211,7 @@ def test_the_steps_made_but_not_the_evaluations_is_not_the_end(in_line: Path, or
     assert (run / "scores.json").read_text() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "error", "text"),
     [

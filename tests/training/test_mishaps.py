@@ -275,6 +275,7 @@ def test_out_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_without_git_training_goes_on(tmp_path: Path) -> None:
     code = (
         "import diffrl; from diffrl.runs.config import TrainConfig; from agents import BC;"

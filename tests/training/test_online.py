@@ -230,6 +230,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory, data_directory: Path, band
 ONLINE = {"steps": 60, "eval_every": 30, "warm_up": 7, "updates_per_step": 2, "exploration": 0.1, "quiet": True}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n if n == "td3_bc" else pytest.param(n, marks=pytest.mark.slow) for n in AGENTS])
 def test_a_run_that_is_stopped_and_resumed_is_the_one_that_was_not(
     name: str, offline: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -371,6 +372,7 @@ def test_each_seed_starts_from_its_own_best_checkpoint(straight: Path, tmp_path:
         assert torch.equal(tensor, torch.cat([early[:1], late[1:]]) if tensor.ndim else late)
 
 
+@pytest.mark.long
 def test_online_training_finds_what_the_data_lack(tmp_path: Path) -> None:
     """No action of the data is above 0, where all reward is; and no reward of theirs says how large values may be."""
     agent = TD3BC(width=32, layers=1, batch_size=64, actor_lr=3e-3, critic_lr=3e-3)

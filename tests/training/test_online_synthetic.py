@@ -84,6 +84,7 @@ def test_batches_are_real_until_the_first_fit_and_then_of_the_mixture_s_parts() 
     assert not torch.equal(*synthetic.rows)
 
 
+@pytest.mark.long
 def test_each_seed_s_model_learns_from_its_own_mixture() -> None:
     """Seed 0's online rewards are 20, seed 1's 30, a quarter of the real rows are offline and 10: means of 17.5 and 25.
 
@@ -197,6 +198,7 @@ def test_mistakes_are_a_few_lines_and_exit_code_2(offline: Path, capsys: pytest.
         assert expected in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.long
 def test_by_default_a_fit_generates_what_is_drawn_between_two(offline: Path, tmp_path: Path) -> None:
     """The share of a batch, for each of so many updates; however long the run is, which goes on with the number."""
     default = {name: value for name, value in ONLINE.items() if name != "synthetic_samples"}

@@ -43,6 +43,7 @@ def test_two_halves_make_a_whole(straight: Path, tmp_path: Path) -> None:
     assert_same_run(straight, run)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is CUDA here, and not equal bit for bit")
 def test_auto_is_the_cpu_where_there_is_no_other(straight: Path, tmp_path: Path) -> None:
     run = diffrl.train(tiny(tmp_path / "auto", steps=100, device="auto"), quiet=True)
@@ -50,6 +51,7 @@ def test_auto_is_the_cpu_where_there_is_no_other(straight: Path, tmp_path: Path)
     assert_same_run(straight, run)
 
 
+@pytest.mark.long
 def test_the_seed_list_is_the_runs_randomness(straight: Path, tmp_path: Path) -> None:
     again = diffrl.train(tiny(tmp_path / "again"), quiet=True)
     assert_same_run(straight, again)
@@ -59,6 +61,7 @@ def test_the_seed_list_is_the_runs_randomness(straight: Path, tmp_path: Path) ->
     assert not torch.equal(first[1], last[1])
 
 
+@pytest.mark.long
 def test_kill_9_at_any_moment_loses_nothing_but_time(straight: Path, tmp_path: Path) -> None:
     config = tiny(tmp_path / "killed")
     process = start(config, tmp_path)
@@ -71,6 +74,7 @@ def test_kill_9_at_any_moment_loses_nothing_but_time(straight: Path, tmp_path: P
     assert_same_run(straight, run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves_cleanly(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start(tiny(tmp_path / "stopped"), tmp_path)
@@ -109,6 +113,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         assert torch.equal(tensor, again[name]), name
 
 
+@pytest.mark.long
 def test_no_checkpoint_is_lost_when_the_disk_is_full(straight: Path, tmp_path: Path) -> None:
     """A real refusal: the system lets this process write no file larger than 40 kB."""
     run = tmp_path / "full"

@@ -182,6 +182,7 @@ def test_a_run_that_starts_from_another_logs_as_that_did_unless_it_is_told() -> 
     assert RunOptions(log="csv,tensorboard").applied(csv_alone).log == "csv,tensorboard"
 
 
+@pytest.mark.long
 def test_time_after_the_last_number_is_a_runs_too(tmp_path: Path) -> None:
     """A run that is stopped before it logs anything, and goes on, has worked all the same; pauses are no work."""
     begin = time.monotonic()

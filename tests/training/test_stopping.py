@@ -109,6 +109,7 @@ def test_another_environment_without_a_limit_has_that_of_the_runs_data(
     assert "has lost its scores.json" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_stop_in_an_evaluation_ends_it_and_it_is_made_again(tmp_path: Path, stop_at: Callable[[int], None]) -> None:
     """In the first of two evaluations and in the last one, each in the middle of an episode: no further step is made.
 
@@ -228,6 +229,7 @@ def test_a_stop_within_a_chunk_keeps_those_before_and_the_same_command_goes_on(
     assert cut.read_bytes() == straight.read_bytes()
 
 
+@pytest.mark.long
 def test_sigterm_to_a_training_in_its_evaluation(tmp_path: Path) -> None:
     """A process of its own, in an episode that is held: exit code, last line, no traceback."""
     order = tmp_path / "order"

@@ -91,6 +91,7 @@ def meanwhile(run: Path, act: Callable[[list[int]], None]) -> Iterator[list[int]
         thread.join()
 
 
+@pytest.mark.long
 def test_a_group_is_the_run_of_its_seeds_alone(straight: Path, shared: Path, tmp_path: Path) -> None:
     """Every tensor, every logged number and every return; and one folder, whose workers left nothing behind."""
     alone = [straight, diffrl.train(tiny(tmp_path / "alone", seeds=(2,)), quiet=True)]
@@ -124,6 +125,7 @@ def test_kill_9_of_the_parent_leaves_no_worker(tmp_path: Path) -> None:
     assert not any(map(alive, workers))
 
 
+@pytest.mark.long
 def test_a_run_ends_the_same_whatever_happens_to_its_processes(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,6 +206,7 @@ def test_what_cd_leads_to_is_the_closed_form(monkeypatch: pytest.MonkeyPatch) ->
     assert errors[1] < errors[0] / 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fields", "steps", "most"),
     [
@@ -264,6 +265,7 @@ def distilled(start: Path, out: Path, **fields: Any) -> Path:
     return distil(DistilConfig(start_run=start, **settings), out=out, quiet=True, **fields)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["consistency", pytest.param("reflow", marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_goes_on_bit_for_bit_and_is_like_any_other(cloned: Path, tmp_path: Path, to: str) -> None:
     """Also where the cut is in the comparison after its steps; evaluate, load_policy and fine-tuning's refusal."""
@@ -311,6 +313,7 @@ def test_a_cut_in_a_later_comparison_leaves_no_comparison_of_fewer_steps(
     assert json.loads((run / RESULT).read_text())["rows"] != old
 
 
+@pytest.mark.long
 def test_critics_go_on_choosing_where_they_are_of_the_same_kind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -426,6 +429,7 @@ def test_levels_are_taken_of_a_teacher_that_has_none_of_its_own(cloned: Path, tm
         assert settings["levels"] == levels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", ["distil", "finetune policy", "online"])
 def test_an_untrained_start_is_named(
     start: str, cloned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -25,6 +25,7 @@ def student(cloned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distil(settings, quiet=True, steps=4, eval_episodes=1, out=tmp_path_factory.mktemp("student") / "run")
 
 
+@pytest.mark.long
 def test_a_consistency_students_graph_is_the_policy_to_rounding(student: Path, tmp_path: Path) -> None:
     """From the same noise, in the environment's units."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -81,6 +81,7 @@ def test_errors_are_of_one_noise_and_time_a_pair_summed_over_the_segment(cloned:
     torch.testing.assert_close(loss, torch.full((2,), float(np.log(2))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
 def test_the_policy_moves_to_the_winners_and_with_flipped_labels_away(cloned: Path, loss: str) -> None:
     means = {}
@@ -227,6 +228,7 @@ def test_the_command(cloned: Path, tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "run")[-1] == 15
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [19, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 25))])
 def test_a_run_is_evaluated_ten_times_at_most(steps: int, cloned: Path, tmp_path: Path) -> None:
     """By default, beside step 0, evenly and after the last step; of fewer updates than ten after each."""

@@ -295,6 +295,7 @@ def trainer(cloned: Path, **fields: Any) -> tuple[NFTTrainer, Agent]:
     return made, agent
 
 
+@pytest.mark.long
 def test_the_optimum_of_a_bandit_is_found_and_left_with_flipped_goodness(
     cloned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

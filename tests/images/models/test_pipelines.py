@@ -16,6 +16,7 @@ from tests.images.tiny import ROUNDINGS
 from tests.rounding import assert_equal_to_rounding
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("kind", TEXT)
 def test_a_deterministic_sample_is_the_pipelines_own(kind: str, guidance: float, folders: dict[str, Path]) -> None:

@@ -31,6 +31,7 @@ KEPT = {"scale_shift_table", "time_embedder", "norm2"}
 """Of Wan's transformer in float32, by diffusers' own `_keep_in_fp32_modules`: tables, biases and one small part."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", PIPELINES)
 @pytest.mark.parametrize("precision", ["bf16"])
 def test_all_that_is_frozen_is_in_half_precision(kind: str, precision: str, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_the_reference_is_the_plain_network_bit_for_bit(kind: str, lora: Lora | 
     assert not torch.allclose(model.network(condition)(x, t), expected, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "alpha"), [("sd", None), ("sd", 16), ("sdxl", 16), ("sd3", 16)])
 def test_saved_adapters_load_in_plain_diffusers_and_back(
     kind: str, alpha: int | None, folders: dict[str, Path], tmp_path: Path

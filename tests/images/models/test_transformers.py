@@ -70,6 +70,7 @@ def theirs(kind: str, pipeline: Any, x: Tensor, guidance: float = 1.0, steps: in
     return images
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_is_the_pipelines_own(kind: str, newer_folders: dict[str, Path]) -> None:
     """From the same noise, with and without guidance, which matters; so do the prompts, of unequal lengths."""
@@ -152,6 +153,7 @@ def test_packing_is_fluxs_own() -> None:
     assert torch.equal(unpack(pack(x), 6, 8), x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_load_in_plain_diffusers_and_back(kind: str, newer_folders: dict[str, Path], tmp_path: Path) -> None:
     model = loaded(newer_folders[kind], lora=Lora(rank=2, alpha=6))
@@ -181,6 +183,7 @@ def test_all_projections_of_attention_are_adapted(kind: str, newer_folders: dict
     assert all(".to_q." in name or ".to_add_out." in name for name in few.tuned.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointing_changes_no_gradient_and_all_adapters_have_one(kind: str, newer_folders: dict[str, Path]) -> None:
     gradients = []

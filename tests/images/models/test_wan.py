@@ -73,6 +73,7 @@ def theirs(pipeline: Any, x: Tensor, guidance: float = 1.0, steps: int = 4) -> T
     return videos
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("frames", [None, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_is_the_pipelines_own(kind: str, frames: int | None, wans: dict[str, Path]) -> None:
@@ -121,6 +122,7 @@ def test_encoding_inverts_the_scale_of_decoding(kind: str, wans: dict[str, Path]
         assert_equal_to_rounding(latents, expected, ROUNDINGS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_load_in_plain_diffusers_and_back(kind: str, wans: dict[str, Path], tmp_path: Path) -> None:
     model = loaded(wans[kind], lora=Lora(rank=2, alpha=6))
@@ -326,6 +328,7 @@ def settings(folder: Path, tmp_path: Path, **given: Any) -> FinetuneConfig:
     return FinetuneConfig(**{"model": str(folder), **common, "warm_up": 0, "out": tmp_path / "run", **given})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("algo", "frames", "kind"),
     [

@@ -18,6 +18,7 @@ __all__ = ["site"]  # a fixture
 GIVEN = {"include": [{"class": "ball", "count": 2}]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("reward", "good", "bad", "said"),
     [

@@ -8,6 +8,7 @@ from diffrl.support import folder
 from diffrl.support.errors import UserError
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("held_out", [False, True])
 def test_classifiers_know_digits_they_never_saw(held_out: bool, cache: Path) -> None:
     """As accurate as the docstring says, and read back from the cache bit for bit."""

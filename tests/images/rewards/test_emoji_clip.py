@@ -88,6 +88,7 @@ def test_the_file_is_small_and_as_shipped(tmp_path: Path, monkeypatch: pytest.Mo
         parse("emoji-clip")
 
 
+@pytest.mark.long
 def test_a_run_is_tuned_on_it_and_watched_by_emoji(tmp_path: Path) -> None:
     """By its gradient, in a few updates: the score of the same prompts and noise rises."""
     assert companion("emoji-clip:cat") == "emoji:cat"
