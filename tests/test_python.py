@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import agents
 import diffrl
 from diffrl import cli
 from diffrl.augment.flow_to_better.augmenter import flow_to_better
@@ -14,6 +18,7 @@ from diffrl.augment.synther.augmenter import synther
 from diffrl.runs.distil import distil
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
+from diffrl.support.schema import parse_kwargs
 
 
 def test_the_package_lists_what_it_offers_and_nothing_that_it_imports() -> None:
@@ -71,3 +76,72 @@ def test_every_verb_of_the_command_line_is_on_the_first_page_a_function_or_a_com
     page = page[page.index("## In Python") : page.index("## The next steps")]
     verbs = set(cli.VERBS) - {"augment", "finetune"}  # of which there are several each
     assert {verb for verb in verbs if not re.search(rf"\b{verb}\b", page)} == set()
+
+
+@dataclass(frozen=True)
+class Mine(agents.IQL):
+    """Settings that no package brings."""
+
+    more: float = 1.0
+
+
+@dataclass(frozen=True)
+class MyRun(diffrl.TrainConfig):
+    """A run's settings and one more."""
+
+    note: str = ""
+
+
+DATA = "maze2d-umaze-v1"
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "said"),
+    [
+        (
+            agents.IQL(width=32),
+            {"dataset": DATA},
+            r"IQL has the settings of an agent .* diffrl.train\('iql', agent=IQL",
+        ),
+        (agents.IQL, {"dataset": DATA}, r"IQL has the settings of an agent .* diffrl.train\('iql', agent=IQL"),
+        (None, {"dataset": DATA}, "config is None; expected a diffrl.TrainConfig, a YAML file, or the name"),
+        ({"agent": "iql"}, {}, "config is {'agent': 'iql'}; expected a diffrl.TrainConfig"),
+        (
+            "iql",
+            {"dataset": DATA, "agent": agents.BC()},
+            r"'iql' means the agent iql, and agent=BC\(...\) is one of bc",
+        ),
+        ("bc/maze2d-umaze-v1", {"agent": agents.IQL()}, "means the agent bc, and .* diffrl.train.'iql', agent=IQL"),
+        ("iqll", {"dataset": DATA}, "did you mean the agent 'iql'"),
+        ("IQL", {"dataset": DATA}, "did you mean the agent 'iql'"),
+        (
+            "iql",
+            {"dataset": np.zeros(3)},
+            r"dataset is array.*; expected a name or a file's path .diffrl.data.d4rl.write",
+        ),
+        ("iql", {"dataset": {"rewards": [1.0]}}, "dataset is {'rewards'.*; expected a name or a file's path"),
+        ("iql", {"dataset": DATA, "env": len}, "env is .*; expected the id of a registered environment, or MODULE:ID"),
+        ("iql", {"dataset": DATA, "env_kwargs": {"g": len}}, "env_kwargs is {'g': .*; expected values that JSON holds"),
+        (
+            diffrl.TrainConfig(DATA, Mine()),
+            {},
+            "Mine is a class of your own, and no package brings it as the agent iql",
+        ),
+        (MyRun(DATA, agents.IQL()), {}, "MyRun is a class of your own: a run's folder is read by TrainConfig"),
+    ],
+)
+def test_what_trains_nothing_that_could_be_opened_again_is_refused_before_there_is_a_folder(
+    config: Any, settings: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        diffrl.train(config, quiet=True, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_and_arguments_by_name_are_taken_as_python_has_them() -> None:
+    config = diffrl.configuration(
+        "iql", dataset=Path("data/mine.hdf5"), env_kwargs={"g": 2.0, "goal": "near", "on": None}
+    )
+    assert config.dataset == "data/mine.hdf5"
+    assert parse_kwargs(config.env_kwargs) == {"g": 2.0, "goal": "near", "on": None}

@@ -11,7 +11,7 @@ from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, Suppress
 
 from diffrl.commands import resume
 from diffrl.commands.words import flag_values, parse
-from diffrl.runs.config import ONLINE_STEPS, OnlineConfig, RunOptions, TrainConfig
+from diffrl.runs.config import RunOptions, TrainConfig
 from diffrl.runs.kind import (
     FILES,
     OF_CONFIGURATION,
@@ -21,6 +21,7 @@ from diffrl.runs.kind import (
     require_checkpoint,
     untrained_at,
 )
+from diffrl.runs.online_config import ONLINE_STEPS, OnlineConfig
 from diffrl.support import folder
 
 USAGE = """Go on from an offline run in its environment: act, keep what happens, learn from it.

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import agents
 from agents import AgentConfig
-from diffrl.augment.synther.config import RefitConfig, Sampling, Solver, SynthERConfig
 from diffrl.data.config import ActionUnits, TimeLimitTerminals
 from diffrl.runs import shipped as published
 from diffrl.runs import workers as crew
@@ -27,16 +26,11 @@ from diffrl.support.machine import choose_compiling, cores
 from diffrl.support.schema import (
     Count,
     Many,
-    Natural,
-    NotNegative,
     Range,
-    Rows,
-    SamplingSteps,
     Seed,
     Several,
-    Share,
-    Width,
     check,
+    kwargs_words,
     parse_kwargs,
     read,
     refusal,
@@ -117,10 +111,14 @@ class TrainConfig:
     """The run's folder; by default runs/AGENT-DATASET-TIME."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.agent, str):  # from Python
+        if isinstance(self.agent, str):  # this and what follows: from Python
             agents.get(self.agent)
             name = repr(self.agent)
             raise refusal("agent", self.agent, f"its settings; diffrl.configuration({name}, dataset=...) has them")
+        if self.env is not None and not isinstance(self.env, str):
+            raise refusal("env", self.env, "the id of a registered environment, or MODULE:ID for one of your own")
+        object.__setattr__(self, "dataset", _named_data(self.dataset))
+        object.__setattr__(self, "env_kwargs", kwargs_words(self.env_kwargs))
         check(self)
         parse_kwargs(self.env_kwargs)
         object.__setattr__(self, "log", sinks.checked(self.log))
@@ -161,6 +159,7 @@ class RunOptions:
     """As for `diffrl train`, by default from 10,000 steps up."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "env_kwargs", kwargs_words(self.env_kwargs))  # from Python
         check(self)
         parse_kwargs(self.env_kwargs)
         if self.log is not None:
@@ -171,101 +170,6 @@ class RunOptions:
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         given = {name: value for name, value in given.items() if value not in (None, ()) and name != "compile"}
         return dataclasses.replace(old, **{"out": None, **given, "workers": 1, "eval_workers": 0})
-
-
-ONLINE_STEPS = 100_000
-"""Environment steps of an online run."""
-ONLINE_EVAL_EVERY = 5_000
-"""Environment steps between an online run's evaluations."""
-
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """How an online run collects and learns: its folder's `settings.yaml`."""
-
-    offline_run: Path
-    """The folder of the offline run that the online run started from, which is not needed any more; or the
-    configuration whose agents started untrained."""
-    start_checkpoint: str = "last"
-    """The offline run's checkpoint to start from: last, best (each seed's), or a step."""
-    keep_offline: Share = 0.5
-    """Share of each batch drawn from the offline data. Half (RLPD, arXiv 2302.02948) holds the critics to what was
-    learned while there is little else; 0, online data alone, is what the Consistency-AC paper does."""
-    capacity: Count = 1_000_000
-    """Online transitions kept for each seed, the newest."""
-    updates_per_step: Count = 1
-    """Training steps for each environment step: the update-to-data ratio, 20 in RLPD."""
-    warm_up: Natural = 5_000
-    """First environment steps, without training: a batch is not to repeat one episode (RLPD and WSRL have 5,000)."""
-    exploration: NotNegative = 0.0
-    """Deviation of Gaussian noise on the actions taken, in units of half their range. Agents that draw their actions
-    need none; those whose actions are fixed by the state (td3_bc, rebrac, iql) need some, say 0.1."""
-    synthetic_share: Share = 0.0
-    """Share of each batch that SynthER generates (arXiv 2303.06614: half); 0: none. The rest is real, of which
-    keep_offline says how much is offline; the models are fitted to that mixture."""
-    refit_every: Count = 10_000
-    """Environment steps between fits of a new SynthER model."""
-    first_fit: Natural | None = None
-    """Environment steps before the first fit; by default as many as between fits. Never within the warm-up."""
-    synthetic_samples: Rows | None = None
-    """Synthetic transitions of a fit, for each seed; by default what is drawn till the next, at most 1,000,000."""
-    synthetic_steps: Count = SynthERConfig.steps
-    """Training steps of each SynthER model."""
-    synthetic_width: Width = SynthERConfig.width
-    """Width of the SynthER network. On a CPU take 256."""
-    synthetic_solver: Solver = Sampling.solver
-    """dpmpp2m calls the network once a step; heun, the published one, twice (with 128 steps)."""
-    synthetic_sampling_steps: SamplingSteps = Sampling.sampling_steps
-    """Solver steps in sampling from SynthER."""
-    start_steps: tuple[int, ...] = ()
-    """Filled in: the step of each seed's start checkpoint."""
-    reward_shift: float = 0.0
-    """Filled in: training rewards are (reward - shift) / scale, for online rewards as for the offline data's."""
-    reward_scale: float = 1.0
-    """Filled in: the scale in (reward - shift) / scale, see reward_shift."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "start_checkpoint", str(self.start_checkpoint))  # from Python, a step
-        check(self)
-
-    def refuse_steps(self, steps: int) -> None:
-        """Raise UserError where all of a run's steps would only collect, or end before SynthER's first fit."""
-        if steps <= self.warm_up:
-            raise UserError(
-                f"--steps is {steps}, and the first {self.warm_up} only collect (--warm-up): expected more steps, or a "
-                "shorter warm-up."
-            )
-        if self.synthetic_share and not self.refit.fits(steps - 1):
-            first = self.refit_every if self.first_fit is None else self.first_fit
-            raise UserError(
-                f"--steps is {steps}, and SynthER is first fitted after {first} (--first-fit): expected more steps, an "
-                "earlier fit, or no --synthetic-share."
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values for YAML."""
-        return {
-            **dataclasses.asdict(self),
-            "offline_run": str(self.offline_run),
-            "start_steps": list(self.start_steps),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str) -> OnlineConfig:
-        """The settings from what YAML holds. Raises UserError, naming `source`, for anything it should not hold."""
-        return read(cls, values, source)
-
-    @property
-    def refit(self) -> RefitConfig:
-        """How synthetic experience is made: the `synthetic_` fields and those of the fits, as SynthER takes them."""
-        return RefitConfig(
-            self.synthetic_share,
-            self.refit_every,
-            self.first_fit,
-            self.synthetic_samples or RefitConfig.samples,
-            SynthERConfig(steps=self.synthetic_steps, width=self.synthetic_width),
-            Sampling(self.synthetic_solver, self.synthetic_sampling_steps),
-        )
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -360,30 +264,71 @@ def configuration(config: TrainConfig | str | Path, **settings: Any) -> TrainCon
 def meant(config: TrainConfig | str | Path, settings: Mapping[str, Any]) -> tuple[TrainConfig, str]:
     """As `configuration`; and a sentence that says where the agent's settings are from, "" where that is known.
 
-    Raises UserError besides where a library that its `log` needs is not installed.
+    Raises UserError besides where a library that its `log` needs is not installed, and for settings that the run's
+    folder could not be opened with again: of classes that are not those of the agent's name.
     """
     refuse_others(settings, "a run (an agent's are given by agent={...})", TrainConfig)
-    said, settings = "", dict(settings)
+    said, settings, own = "", dict(settings), settings.get("agent")
     if not isinstance(config, TrainConfig):
-        config, said = _named(str(config), settings.get("dataset"))
-    if isinstance(own := settings.get("agent"), Mapping):
-        kind = type(config.agent)
-        refuse_others(own, f"the agent {config.agent.name}", kind)
+        name = _name(config)
+        config, said = _named(name, settings.get("dataset"))
+        if isinstance(own, AgentConfig) and own.name != config.agent.name:
+            kind = type(own).__name__
+            raise UserError(
+                f"{name!r} means the agent {config.agent.name}, and agent={kind}(...) is one of {own.name}: expected "
+                f"settings of one agent, such as diffrl.train({own.name!r}, agent={kind}(...), dataset=...)."
+            )
+    if isinstance(own, Mapping):
+        refuse_others(own, f"the agent {config.agent.name}", type(config.agent))
         settings["agent"] = dataclasses.replace(config.agent, **own)
     config = dataclasses.replace(config, **settings)
+    _refuse_own_classes(config)
     sinks.check_installed(config.log)
     return config, said or _not_shipped(config)
+
+
+def _refuse_own_classes(config: TrainConfig) -> None:
+    """Raise UserError where a run's settings are of a class that is not the one its folder is read by."""
+    agent = type(config.agent)
+    if type(config) is not TrainConfig:
+        raise UserError(f"{type(config).__name__} is a class of your own: a run's folder is read by TrainConfig alone.")
+    if not agents.is_agent(agent.name) or agents.get(agent.name) is not agent:
+        raise UserError(
+            f"{agent.__name__} is a class of your own, and no package brings it as the agent {agent.name}: the run "
+            "could not be opened again. 'Adding an agent' in CONTRIBUTING.md shows how a package brings one."
+        )
+
+
+def _name(config: object) -> str:
+    """The name or path that is given as a configuration. Raises UserError for anything else."""
+    if isinstance(config, str | Path):
+        return str(config)
+    kind = config if isinstance(config, type) else type(config)
+    if issubclass(kind, AgentConfig) and kind is not AgentConfig:
+        raise UserError(
+            f"{kind.__name__} has the settings of an agent alone: expected the agent's name before them, "
+            f"diffrl.train({kind.name!r}, agent={kind.__name__}(...), dataset=...)."
+        )
+    raise refusal("config", config, "a diffrl.TrainConfig, a YAML file, or the name of a configuration or an agent")
 
 
 def _named(name: str, dataset: object) -> tuple[TrainConfig, str]:
     """The configuration of a file, of a shipped name, or of an agent for a data set; and what is said of it."""
     if not agents.is_agent(name) or Path(name).exists():
         return find(name), ""
-    if not dataset:
+    if dataset is None or (isinstance(dataset, str) and not dataset):
         raise UserError(
             f"{name} is an agent, and no configuration: expected its data set too, diffrl.train({name!r}, dataset=...)."
         )
-    return default(name, str(dataset))
+    return default(name, _named_data(dataset))
+
+
+def _named_data(dataset: object) -> str:
+    """The name or path that is given as a data set. Raises UserError for data, and anything else."""
+    if not isinstance(dataset, str | Path):
+        data = "a name or a file's path (diffrl.data.d4rl.write(path, dataset) makes a file of an OfflineDataset)"
+        raise refusal("dataset", dataset, data)
+    return str(dataset)
 
 
 def _not_shipped(config: TrainConfig) -> str:

@@ -17,14 +17,7 @@ from diffrl.data.preprocessing import reward_tuning
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Source, Transitions
 from diffrl.runs.acting import rows_at_once, source_of_randomness
-from diffrl.runs.config import (
-    ONLINE_EVAL_EVERY,
-    ONLINE_STEPS,
-    OnlineConfig,
-    RunOptions,
-    TrainConfig,
-    meant,
-)
+from diffrl.runs.config import RunOptions, TrainConfig, meant
 from diffrl.runs.kind import (
     FILES,
     OF_CONFIGURATION,
@@ -34,6 +27,7 @@ from diffrl.runs.kind import (
     refuse_online,
     untrained_at,
 )
+from diffrl.runs.online_config import ONLINE_EVAL_EVERY, ONLINE_STEPS, OnlineConfig
 from diffrl.runs.policy import StackEvaluator, build_agent, load_stack, tell_remarks
 from diffrl.runs.run import Run
 from diffrl.runs.train import EXPLODED, begun, finished, fit, folder_stem, reopened, same_data, watched

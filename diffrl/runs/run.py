@@ -17,7 +17,7 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import ActionBounds, Preprocessing
 from diffrl.runs import config as configuration
 from diffrl.runs import packages
-from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.config import TrainConfig
 from diffrl.runs.kind import (
     FILES,
     OFFLINE,
@@ -30,6 +30,7 @@ from diffrl.runs.kind import (
     of_images,
     read_about,
 )
+from diffrl.runs.online_config import OnlineConfig
 from diffrl.support import schema
 from diffrl.support.errors import UserError, said_by
 from diffrl.support.files import read_yaml, typed

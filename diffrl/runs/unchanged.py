@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-from diffrl.runs.config import OnlineConfig
 from diffrl.runs.kind import OFFLINE, ONLINE, SETTINGS
+from diffrl.runs.online_config import OnlineConfig
 from diffrl.runs.run import Run
 from diffrl.support.schema import Natural, held
 from diffrl.tuning import config as tuning

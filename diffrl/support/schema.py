@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from diffrl.support.errors import UserError, nearest, shown
+from diffrl.support.errors import UserError, nearest, said_by, shown
 
 T = TypeVar("T")
 
@@ -159,6 +159,19 @@ def refusal(field: str, value: object, expected: str) -> UserError:
     return UserError(f"{field} is {shown(value)}; expected {expected}.")
 
 
+def kwargs_words(given: Any) -> Any:
+    """Arguments by name, a mapping, as the words KEY=VALUE that `parse_kwargs` reads; anything else as it is.
+
+    Raises UserError for values that JSON does not hold.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        return tuple(f"{key}={json.dumps(value)}" for key, value in given.items())
+    except (TypeError, ValueError) as error:
+        raise refusal("env_kwargs", given, f"values that JSON holds ({said_by(error)})") from error
+
+
 def parse_kwargs(words: Sequence[str], flag: str = "--env-kwargs") -> dict[str, Any]:
     """Arguments by name from words KEY=VALUE. A value is read as JSON (2.0, true, null, [1, 2]), else it is text.
 
@@ -250,7 +263,9 @@ def _pointed(text: str) -> str:
 def _name(hint: Any) -> str:
     """What an error calls a type."""
     hint = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    return _NAMES.get(hint) or f"an instance of {getattr(hint, '__name__', hint)}"
+    if hint in _NAMES or not isinstance(hint, type):
+        return _NAMES.get(hint, f"an instance of {hint}")
+    return f"an instance of {hint.__name__} ({hint.__module__})"
 
 
 def _number(value: Any, kind: type, where: str, allowed: Range) -> Any:

@@ -21,10 +21,11 @@ import diffrl.runs.train
 from agents import Diffuser
 from diffrl.cli import main
 from diffrl.commands import train as command
-from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.config import TrainConfig
 from diffrl.runs.export import folder
 from diffrl.runs.export.card import train_words, without_paths
 from diffrl.runs.export.export import export
+from diffrl.runs.online_config import OnlineConfig
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError
 from diffrl.training.logs import read_scores

@@ -23,7 +23,8 @@ from diffrl.cli import main
 from diffrl.images.config import ALGORITHMS as IMAGES
 from diffrl.images.distil_config import ImageDistilConfig
 from diffrl.runs import config as configuration
-from diffrl.runs.config import OnlineConfig, RunOptions, TrainConfig
+from diffrl.runs.config import RunOptions, TrainConfig
+from diffrl.runs.online_config import OnlineConfig
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.files import read_yaml

@@ -24,7 +24,8 @@ from diffrl.data.offline import OfflineDataset
 from diffrl.data.preprocessing import Normaliser, Preprocessing, tune_rewards
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Batch, Transitions
-from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.config import TrainConfig
+from diffrl.runs.online_config import OnlineConfig
 from diffrl.runs.policy import load_stack
 from diffrl.runs.run import Run
 from diffrl.support.errors import UserError

@@ -16,8 +16,8 @@ from diffrl.augment.synther.refit import Augmented, RefittingBuffer
 from diffrl.cli import main
 from diffrl.data.replay import MixedSource, ReplayBuffer
 from diffrl.data.transitions import Transitions
-from diffrl.runs.config import OnlineConfig
 from diffrl.runs.online import _with_samples
+from diffrl.runs.online_config import OnlineConfig
 from diffrl.runs.run import Run
 from diffrl.support import console
 from diffrl.support.errors import UserError

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from diffrl.data.observations import Part
 from diffrl.runs import config as configuration
 from diffrl.runs import packages
-from diffrl.runs.config import OnlineConfig, TrainConfig
+from diffrl.runs.config import TrainConfig
 from diffrl.runs.diverged import diverged
 from diffrl.runs.kind import OFFLINE, ONLINE
+from diffrl.runs.online_config import OnlineConfig
 from diffrl.runs.run import Run
 from diffrl.support.files import to_yaml
 from diffrl.support.machine import versions
