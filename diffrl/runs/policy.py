@@ -420,7 +420,7 @@ def evaluate(
     record: int = 0,
     quiet: bool = False,
     env: str | None = None,
-    env_kwargs: Sequence[str] = (),
+    env_kwargs: Sequence[str] | Mapping[str, Any] = (),
     max_episode_steps: int | None = None,
 ) -> dict[Any, Any]:
     """Roll out a run's checkpoints: `{which: {"seeds": .., "step": [..], "returns": [[..]], "scores": ...}}`.
@@ -434,8 +434,8 @@ def evaluate(
     Start states and noise are other ones than in the evaluations during training. seed: what they are drawn from, not a
     training seed. device: where the policy acts. record: of each training seed, the number of episodes whose
     observations are kept, under "paths", and, where the agent plans, the states of their first plans, under "plans".
-    env, env_kwargs, max_episode_steps: another environment than the run's, or other arguments, KEY=VALUE each, or
-    another time limit. Raises UserError where there is no environment.
+    env, env_kwargs, max_episode_steps: another environment than the run's, or other arguments, by name or as words
+    KEY=VALUE, or another time limit. Raises UserError where there is no environment.
     """
     for number, name, kind in ((episodes, "episodes", Many), (seed, "seed", Seed), (record, "record", Natural)):
         held(number, kind, name)

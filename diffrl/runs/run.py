@@ -48,7 +48,7 @@ from diffrl.support.folder import (
 )
 from diffrl.support.machine import explaining_memory, versions
 from diffrl.support.remote import local_folder
-from diffrl.support.schema import Count, Limit, Many, Natural, Range, held
+from diffrl.support.schema import Count, Limit, Many, Natural, Range, held, kwargs_words
 from diffrl.training import checkpoint
 from envs.task import NOT_KEPT, Task, capped, fitting_env
 
@@ -240,14 +240,18 @@ class Run:
         return f"Not finished: the last checkpoint is at step {made:,} of {self.config.steps:,}."
 
     def within(
-        self, env: str | None, env_kwargs: Sequence[str], max_episode_steps: int | None, quiet: bool = False
+        self,
+        env: str | None,
+        env_kwargs: Sequence[str] | Mapping[str, Any],
+        max_episode_steps: int | None,
+        quiet: bool = False,
     ) -> "Run":
         """This run in the environment that --env, --env-kwargs and --max-episode-steps name; itself without them.
 
         quiet: do not say after how many steps its episodes are cut. Raises UserError where that environment cannot be
         made, or does not fit the run's policies.
         """
-        task = self.task.changed(env, env_kwargs, max_episode_steps)
+        task = self.task.changed(env, kwargs_words(env_kwargs), max_episode_steps)
         if task is self.task:
             return self
         if (opened := fitting_env(str(self.path), task, self.observation_size, self.action_size)) is not None:
