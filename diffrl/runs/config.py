@@ -292,6 +292,8 @@ def _refuse_own_classes(config: TrainConfig) -> None:
     agent = type(config.agent)
     if type(config) is not TrainConfig:
         raise UserError(f"{type(config).__name__} is a class of your own: a run's folder is read by TrainConfig alone.")
+    if agents.AGENTS.get(agent.name) is agent:
+        return
     if not agents.is_agent(agent.name) or agents.get(agent.name) is not agent:
         raise UserError(
             f"{agent.__name__} is a class of your own, and no package brings it as the agent {agent.name}: the run "
