@@ -6,7 +6,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 from diffrl.support.errors import UserError, closest, joined, printable, shortened
@@ -287,10 +287,23 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextlib.contextmanager
+def _set_up() -> Iterator[None]:
+    """A block that needs an installed diffrl. Raises UserError where a checkout is run by a Python that has none."""
+    try:
+        yield
+    except ModuleNotFoundError as error:  # that of a distribution is one, too
+        raise UserError(
+            f"{error.name} is not installed for {sys.executable}: diffrl is not set up for this Python. "
+            "`pip install -c constraints.txt .` in its folder sets it up; `make setup` makes a .venv with it."
+        ) from error
+
+
 def _command(words: Sequence[str]) -> int:
     try:
         if not words:
-            from diffrl.commands.greeting import greeting
+            with _set_up():
+                from diffrl.commands.greeting import greeting
 
             print(greeting())
             return 0
@@ -302,11 +315,13 @@ def _command(words: Sequence[str]) -> int:
         if words[0] in ("-V", "--version"):
             from importlib.metadata import version
 
-            print(f"diffrl {version('diffrl')}")
+            with _set_up():
+                print(f"diffrl {version('diffrl')}")
             return 0
         if words[0] not in VERBS:
             raise _no_command(words, _commands())
-        from diffrl.commands.optional import registry
+        with _set_up():
+            from diffrl.commands.optional import registry
 
         with registry:
             return VERBS[words[0]](_help_first(words[0], words[1:]))

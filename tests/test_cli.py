@@ -40,6 +40,15 @@ def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
+@pytest.mark.parametrize("words", ["", "--version", "train x", "data list"])
+def test_a_python_without_it_is_told_how_it_is_set_up(words: str) -> None:
+    """A checkout, by a Python that has no packages (-S)."""
+    command = [sys.executable, "-S", "-m", "diffrl", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert f"is not installed for {sys.executable}: diffrl is not set up for this Python." in done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_teaches_and_needs_no_torch(verb: list[str]) -> None:
