@@ -25,7 +25,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.files import address_of, path_of
 from diffrl.support.folder import ABOUT
-from diffrl.support.machine import settle
+from diffrl.support.machine import settle, usual_torch
 from diffrl.support.names import apart, breakable, with_agents, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
 from diffrl.support.seeds import generator_at
@@ -111,6 +111,7 @@ def _lineage(rolled: Rolled) -> list[str]:
 # --- rolled out -----------------------------------------------------------------------------------------------------
 
 
+@usual_torch()
 def compare(
     paths: Sequence[Path | str],
     out: Path | str = "compare.html",

@@ -41,7 +41,7 @@ from diffrl.runs.unchanged import tell_unchanged, unchanged_until
 from diffrl.support.console import StepsBar, console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
-from diffrl.support.machine import choose_compiling, resolve_device, settle
+from diffrl.support.machine import choose_compiling, resolve_device, settle, usual_torch
 from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
@@ -55,6 +55,7 @@ _SYNTHETIC = 0x5E7
 """Sets SynthER's noise apart from the agent's."""
 
 
+@usual_torch()
 def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool = False, **overrides: Any) -> Path:
     """Learn in an environment, in a run of its own, from an offline run's agents or from none; give its folder.
 

@@ -30,7 +30,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line, listed, shown
 from diffrl.support.files import address_of, typed
 from diffrl.support.folder import mends_scores, recorded, say_once
-from diffrl.support.machine import resolve_device, settle
+from diffrl.support.machine import resolve_device, settle, usual_torch
 from diffrl.support.remote import local_folder
 from diffrl.support.schema import Many, Natural, Seed, held
 from diffrl.training import checkpoint
@@ -66,6 +66,7 @@ class Policy:
         sizes = f"{self.agent.observation_size} observations -> {self.agent.action_size} actions"
         return f"<Policy of {type(self.agent).__name__}, seed {self.agent.seeds[0]}: {sizes}>"
 
+    @usual_torch()
     def __call__(self, observation: NDArray[Any] | Sequence[Any] | Mapping[str, Any] | Tensor) -> NDArray[np.float32]:
         """Actions (A,) or (B, A), within the environment's bounds.
 
@@ -301,6 +302,7 @@ def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple
     return agent, steps
 
 
+@usual_torch()
 def load_policy(
     run: Path | str,
     *,
@@ -410,6 +412,7 @@ class StackEvaluator:
             self._rollout.close()
 
 
+@usual_torch()
 def evaluate(
     path: Path | str,
     *,

@@ -28,7 +28,7 @@ from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import DataError, UserError, counted
 from diffrl.support.files import typed
 from diffrl.support.folder import all_done, claimed, too_far, what_works
-from diffrl.support.machine import products, resolve_device, settle
+from diffrl.support.machine import products, resolve_device, settle, usual_torch
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
@@ -48,6 +48,7 @@ Say = Callable[[str], None]
 """Where sentences for the user go."""
 
 
+@usual_torch()
 def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides: Any) -> Path:
     """Train, evaluate and save as `config` says; give the run's folder.
 
