@@ -332,7 +332,7 @@ def load_policy(
     if run == "":
         raise UserError("run is an empty text; expected the folder of a run or of an exported policy, or the Hub's id.")
     noise_seed = held(noise_seed, Seed, "noise_seed")
-    if not str(run).startswith(hub.SCHEME) and address_of(run) is not None:
+    if not str(run).lower().startswith(hub.SCHEME) and address_of(run) is not None:
         run = local_folder(run)
     if (exported := hub.exported(run)) is not None:
         opened = open_policy(exported, resolve_device(device), env)

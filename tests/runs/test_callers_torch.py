@@ -95,3 +95,13 @@ def test_a_run_of_images_is_the_same(tmp_path: Path, state: State) -> None:
     expected = made(tmp_path / "usual")
     with state():
         assert made(tmp_path / "unusual") == expected
+
+
+@pytest.mark.parametrize(("model", "reward"), [("tiny-digits", "digit:8"), ("tiny-emoji", "emoji-clip")])
+def test_a_run_of_images_leaves_torchs_generator_as_it_was(tmp_path: Path, model: str, reward: str) -> None:
+    config = FinetuneConfig(
+        model=model, reward=reward, queries=8, batch=8, updates=1, steps=2, eval_samples=2, out=tmp_path / "run"
+    )
+    before = torch.get_rng_state()
+    finetune(config, quiet=True)
+    assert torch.equal(torch.get_rng_state(), before)

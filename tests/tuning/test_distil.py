@@ -14,7 +14,7 @@ from torch import Tensor
 import diffrl
 from agents import BFN, EDP, FQL, IDQL, TD3BC, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
 from diffrl.commands.distil import run as command
-from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
+from diffrl.diffusion import SOLVERS, VE, Sampler, consistency_loss, couple, solver_step
 from diffrl.nets import Adam
 from diffrl.runs import distil as runs_distil
 from diffrl.runs.distil import AS_IT_ACTS, PICTURE, RESULT, distil
@@ -125,6 +125,34 @@ def test_the_teachers_map_is_its_own_sampling_and_reflows_pairs_lie_on_it(config
     assert teacher.calls == {"diffusion_bc": 5, "edp": 15, "bfn": 10}[config.name]
     for calls in (1, 2, 4):
         assert teacher.sampler(calls)[0].n_steps == calls
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_teacher_takes_the_calls_that_it_says_and_no_more_than_it_is_given(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step, to the data, is of one call, whatever the solver."""
+    observations, z = drawn(2, 6, 3), drawn(2, 6, 2, seed=1)
+    for n in range(1, 9):
+        policy = built(EDP(**SMALL | {"sampling_steps": n, "solver": solver})).policy
+        asked: list[int] = []
+        bound = policy.bound
+
+        def counted(*given: Any, bound: Any = bound, asked: list[int] = asked) -> Any:
+            network = bound(*given)
+            return lambda *x: (asked.append(1), network(*x))[1]
+
+        monkeypatch.setattr(policy, "bound", counted)
+        teacher = Teacher(policy)
+        with torch.no_grad():
+            policy.sample(observations, z)
+        assert len(asked) == teacher.calls, n
+        assert teacher.sampler()[0].n_steps == n
+        for budget in range(1, teacher.calls + 1):
+            asked.clear()
+            teacher.map(budget)(observations, z)
+            assert len(asked) <= budget
+            assert len(asked) == budget or len(asked) + {"dpm2": 2, "dpm3": 3, "heun": 2}.get(solver, 1) > budget
 
 
 @pytest.mark.parametrize(
