@@ -181,6 +181,12 @@ def _begin(run: Run, settings: OnlineConfig, agent: Agent, transitions: Transiti
             f"[yellow]{agent.config.name} takes one action in a state, and tries none beside it: --exploration is 0, "
             "where such agents need some, such as 0.1.[/]"
         )
+    every, updates = getattr(agent.config, "actor_every", 1), settings.updates_per_step
+    if every > updates and not quiet:
+        console.print(
+            f"[yellow]The policy of {agent.config.name} moves once in {every} updates (--agent.actor-every), and a "
+            f"step makes {updates}: --updates-per-step {every} moves it once a step.[/]"
+        )
     return _fit(run, settings, agent, transitions, quiet)
 
 
