@@ -20,12 +20,13 @@ from diffrl.runs import distil as runs_distil
 from diffrl.runs.distil import AS_IT_ACTS, PICTURE, RESULT, distil
 from diffrl.runs.export.export import export
 from diffrl.runs.policy import load_agent
-from diffrl.runs.run import Run
+from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.plots import save
 from diffrl.support.statistics import SINGLE
 from diffrl.training import checkpoint
+from diffrl.training.loop import DivergedError
 from diffrl.tuning.config import FORWARD, NFTConfig
 from diffrl.tuning.distil import DistilLearner, Teacher, keep_critics, student_map
 from diffrl.tuning.distil_config import DistilConfig, keeps_critics, student_config
@@ -513,3 +514,13 @@ def test_errors_are_named_where_there_are_some(
     assert table.count(SINGLE) == (0 if several else 1)
     assert ("the same for all rows, ± standard error over seeds." in table) is several
     assert "is distilled into a rectified flow, 1 network call," in said
+
+
+def test_what_a_run_without_agents_options_advises_it_has(cloned: Path, tmp_path: Path) -> None:
+    """Where training diverges, and where memory runs out: --agent.width and a q-weight are of runs from data alone."""
+    with pytest.raises(DivergedError, match=r"A lower learning rate usually helps\.$"):
+        distilled(cloned, tmp_path / "run", learning_rate=1e30, grad_clip=0.0, steps=20, eval_every=20)
+    run = Run.read(tmp_path / "run")
+    said = r"needs less with .*a smaller --batch-size in a new run\.$"
+    with pytest.raises(UserError, match=said), lowering_memory(run.config, None, run.kind):
+        raise MemoryError
