@@ -15,10 +15,18 @@ import diffrl
 from diffrl import cli
 from diffrl.augment.flow_to_better.augmenter import flow_to_better
 from diffrl.augment.synther.augmenter import synther
+from diffrl.data import d4rl
+from diffrl.runs.compare import compare
 from diffrl.runs.distil import distil
+from diffrl.runs.study.policies import Policies
+from diffrl.runs.study.report import write_report
+from diffrl.runs.study.scores import Scores
+from diffrl.runs.study.selection import write_selection
+from diffrl.runs.study.summary import Summary
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.schema import parse_kwargs
+from tests.runs.made_runs import made_run, small
 
 
 def test_the_package_lists_what_it_offers_and_nothing_that_it_imports() -> None:
@@ -41,15 +49,49 @@ def test_the_package_lists_what_it_offers_and_nothing_that_it_imports() -> None:
         (lambda: diffrl.online("run", {"steps": 1}), "config is .*; expected an instance of OnlineConfig"),
         (lambda: synther("data.hdf5", "new.hdf5", model={"width": 8}), "model is .*an instance of SynthERConfig"),
         (lambda: synther("data.hdf5", "new.hdf5", sampling=3), "sampling is 3; expected an instance of Sampling"),
+        (
+            lambda: synther("data.hdf5", "new.hdf5", smaples=3),
+            "^synther has no argument 'smaples'; .* 'samples'",
+        ),
+        (lambda: synther("data.hdf5", "new.hdf5", modle=3), "^synther has no argument 'modle'; .* 'model'"),
+        (lambda: flow_to_better("a.hdf5", "b.hdf5", 5, sed=3), "^flow_to_better has no argument 'sed'; .* 'seed'"),
         (lambda: flow_to_better("data.hdf5", "new.hdf5", 5, diffuser={}), "diffuser is {}; .*of DiffuserConfig"),
         (lambda: flow_to_better("data.hdf5", "new.hdf5", 5, blocks=3), "blocks is 3; .*of BlockConfig"),
         (lambda: finetune_policy("run"), "settings is 'run'; expected an instance of TuningConfig"),
+        (lambda: Scores.of_runs(3), "paths is 3; expected a path, or a list of paths"),
+        (lambda: Policies.of_runs(["run", 3]), "paths is .*; expected a path, or a list of paths"),
+        (lambda: compare("run", "page.html"), r"by two runs or more: .* compare\(\[RUN, RUN, ...\]\)"),
+        (lambda: compare(["run", "run"], 3), "out is 3; expected a path"),
+        (lambda: write_report(None, 3), "out is 3; expected a path"),
+        (lambda: write_selection(None, 3), "out is 3; expected a path"),
+        (lambda: d4rl.write("new.hdf5", {"rewards": []}), "dataset is .*; expected an instance of OfflineDataset"),
         (lambda: distil("run"), "settings is 'run'; expected an instance of DistilConfig"),
     ],
 )
 def test_an_argument_of_another_type_is_answered_in_a_sentence(call: Callable[[], object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         call()
+
+
+@pytest.mark.parametrize("given", [str, Path])
+def test_one_path_will_do_where_several_are_read_and_text_where_a_path_is_written(
+    tmp_path: Path, given: Callable[[Path], str | Path]
+) -> None:
+    run = made_run(tmp_path / "run", small("bc"))
+    scores = Scores.of_runs(given(run))
+    assert scores == Scores.of_runs([run])
+    assert Policies.of_runs(given(run)).tasks == scores.tasks
+    page, _ = write_report(Summary(scores), given(tmp_path / "report"))
+    assert page == tmp_path / "report" / "index.html"
+
+
+@pytest.mark.parametrize("name", ["reward", "held_out"])
+def test_a_reward_that_is_a_function_is_told_how_it_is_named(name: str) -> None:
+    from diffrl.images import FinetuneConfig
+
+    with pytest.raises(UserError, match=f"{name} is <function .*python:FILE.py#NAME.*diffrl.rewards") as caught:
+        FinetuneConfig(**{name: lambda images, prompts, metadata: 0})
+    assert "\n" not in str(caught.value)
 
 
 def test_an_image_run_takes_a_configuration_of_its_own() -> None:

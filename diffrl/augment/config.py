@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
-from diffrl.support.errors import UserError, shown
+from diffrl.support.errors import UserError, nearest, shown
 from diffrl.support.files import path_of, same_place, typed
 from diffrl.support.folder import read_json
 from diffrl.support.schema import check, refusal
@@ -107,6 +108,19 @@ class Request:
         if str(self.out).startswith(MINARI):
             return for_id(self.out.removeprefix(MINARI), verb)
         return beside_file(Path(self.out).expanduser(), verb)
+
+
+def requested(function: Callable[..., Path], dataset: str, out: str | Path, options: Mapping[str, Any]) -> Request:
+    """What an augmenter's function of Python is asked for, by its `options`; see `Request`.
+
+    Raises UserError for an option that neither has, naming the function and the nearest one, and as `Request` does.
+    """
+    fields = Request.__dataclass_fields__
+    for name in options:
+        if name not in fields:
+            known = {*inspect.signature(function).parameters, *fields} - {"options"}
+            raise UserError(f"{function.__name__} has no argument {shown(name)}; {nearest(name[:60], known)}")
+    return Request(dataset, str(out), **options)
 
 
 MINARI = "minari:"

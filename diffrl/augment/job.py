@@ -37,7 +37,7 @@ from diffrl.data.transitions import Transitions
 from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import DataError, UserError, counted
 from diffrl.support.folder import held, seal, sealed
-from diffrl.support.machine import resolve_device, settle
+from diffrl.support.machine import resolve_device, settle, usual_torch
 from diffrl.support.schema import Positive, Range, Rows
 from diffrl.support.schema import held as checked
 from diffrl.support.seeds import check_seed
@@ -65,6 +65,7 @@ READY = {NO_FAULT: "Train on it", LOOK_FIRST: "To train on it all the same", NOT
 """What stands before the command that trains on rows, by the verdict on them."""
 
 
+@usual_torch()
 def augment(request: Request, augmenter: Augmenter, *, quiet: bool = False, by: str = "diffrl") -> Path:
     """Train an augmenter's model on a data set and write what it generates; give the path of the new data set.
 

@@ -26,6 +26,7 @@ from diffrl.data.layouts import other_layout
 from diffrl.data.offline import ACTION_LIMIT, OfflineDataset, count_timeouts, refuse_whole
 from diffrl.support.errors import DataError, UserError, closest, joined, listed
 from diffrl.support.files import atomic_path, typed
+from diffrl.support.schema import held
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -177,8 +178,7 @@ def _shapes(columns: Mapping[str, Column]) -> OfflineDataset:
 
 
 def _metadata(table: Table) -> dict[str, Column]:
-    columns = table.below("metadata")
-    for key, column in columns.items():
+    for key, column in (columns := table.below("metadata")).items():
         if column.nbytes() > _METADATA:
             raise DataError(
                 f"{table.path}: {key} has {column.nbytes():,} bytes; expected at most {_METADATA:,}. Move it elsewhere."
@@ -231,7 +231,7 @@ def write(path: Path | str, dataset: OfflineDataset, *, force: bool = False) -> 
     written; DataError for what `dataset.validate` refuses (actions only beside bounds in the metadata), and for infos
     that are not numeric or not a row a time step.
     """
-    path = Path(path).expanduser()
+    path, dataset = Path(path).expanduser(), held(dataset, OfflineDataset, "dataset")
     if path.suffix not in HDF5_SUFFIXES:
         raise UserError(f"Cannot write {path}: what is written is HDF5; expected a path ending in .hdf5 or .h5.")
     if path.exists() and not force:

@@ -24,7 +24,7 @@ from diffrl.support.console import console, steps_bar, work
 from diffrl.support.errors import UserError, closest, counted
 from diffrl.support.files import atomic_path, read_yaml, typed
 from diffrl.support.folder import ABOUT, IMAGES, IMAGES_DISTIL, claimed, held, read_json, read_tensors
-from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
+from diffrl.support.machine import explaining_memory, resolve_device, settle, usual_torch, versions
 from diffrl.support.plots import BLUE, GREY, write_png
 from diffrl.support.seeds import generator_at
 from diffrl.support.stopping import at_once, going_on
@@ -41,6 +41,7 @@ COLUMNS = 12
 """Prompts of the picture."""
 
 
+@usual_torch()
 def distil(config: ImageDistilConfig, *, out: Path | None = None, quiet: bool = False) -> Path:
     """Distil an image model into a run of its own; give that run's folder, whose `model` is the student.
 

@@ -49,7 +49,7 @@ from diffrl.support import folder as folders
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.folder import ABOUT, claimed
-from diffrl.support.machine import explaining_memory, resolve_device, settle, versions
+from diffrl.support.machine import explaining_memory, resolve_device, settle, usual_torch, versions
 from diffrl.support.stopping import Stopped, at_once, ended_by_stop, going_on, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.checkpoint import Checkpoint
@@ -60,6 +60,7 @@ SAVE_EVERY = 120.0
 """Seconds between checkpoints, besides those of evaluations."""
 
 
+@usual_torch()
 def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     """Fine-tune as `config` says, evaluate, save; give the run's folder, whose `model` is what was trained.
 
@@ -71,6 +72,7 @@ def finetune(config: FinetuneConfig, *, quiet: bool = False) -> Path:
     return _run(config, None, quiet)
 
 
+@usual_torch()
 def resume(
     path: Path | str,
     *,

@@ -25,9 +25,10 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, joined
 from diffrl.support.files import address_of, path_of
 from diffrl.support.folder import ABOUT
-from diffrl.support.machine import settle
+from diffrl.support.machine import settle, usual_torch
 from diffrl.support.names import apart, breakable, with_agents, wrapped
 from diffrl.support.plots import BLUE, COMPARED, GREEN, GREY, ORANGE, PAGE_STYLE, comparison_at, png, write_comparison
+from diffrl.support.schema import held, several_paths
 from diffrl.support.seeds import generator_at
 from diffrl.support.statistics import estimate
 from diffrl.training import checkpoint
@@ -111,8 +112,9 @@ def _lineage(rolled: Rolled) -> list[str]:
 # --- rolled out -----------------------------------------------------------------------------------------------------
 
 
+@usual_torch()
 def compare(
-    paths: Sequence[Path | str],
+    paths: Path | str | Sequence[Path | str],
     out: Path | str = "compare.html",
     *,
     episodes: int = 50,
@@ -131,9 +133,10 @@ def compare(
     A comparison that is at `out` is replaced. Raises UserError where other files are there, for fewer than two runs,
     and for runs that are not of one environment.
     """
-    out = Path(out)
+    out, paths = Path(held(out, Path, "out")), several_paths(paths, "paths")
     if len(paths) < 2:
-        raise UserError("Compare what with what? Policies are compared by two runs or more: diffrl compare RUN RUN ...")
+        two = "by two runs or more: diffrl compare RUN RUN ..., in Python compare([RUN, RUN, ...])"
+        raise UserError(f"Compare what with what? Policies are compared {two}.")
     comparison_at(out)
     runs = [Run.read(path).within(env, (), None) for path in paths]
     places = [address_of(path) or str(path_of(path)) for path in paths]

@@ -31,7 +31,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted
 from diffrl.support.files import read_json
 from diffrl.support.folder import IMAGES, claimed
-from diffrl.support.machine import resolve_device, settle
+from diffrl.support.machine import resolve_device, settle, usual_torch
 from diffrl.support.plots import BLUE, GREY, ORANGE, finish, save
 from diffrl.support.schema import held, read, refuse_others
 from diffrl.support.seeds import generator_at
@@ -59,6 +59,7 @@ _STATES = 1000
 """States of the data in which teacher and student are compared."""
 
 
+@usual_torch()
 def distil(settings: DistilConfig, *, quiet: bool = False, **options: Any) -> Path:
     """Distil the policies of `settings.start_run` into a run of its own; give that run's folder.
 
@@ -156,7 +157,7 @@ def _settings(run: Run) -> tuple[DistilConfig, Any, int]:
 
 def _transitions(run: Run, device: str, quiet: bool) -> Transitions:
     dataset = same_data(run, quiet)
-    with lowering_memory(run.config, None):
+    with lowering_memory(run.config, None, run.kind):
         return run.preprocessing.transitions(dataset, "no", device)
 
 

@@ -35,7 +35,7 @@ from diffrl.runs.unchanged import tell_unchanged, unchanged_until
 from diffrl.support.console import StepsBar, console
 from diffrl.support.errors import UserError, counted
 from diffrl.support.folder import claimed
-from diffrl.support.machine import choose_compiling, resolve_device, settle
+from diffrl.support.machine import choose_compiling, resolve_device, settle, usual_torch
 from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
@@ -49,6 +49,7 @@ _SYNTHETIC = 0x5E7
 """Sets SynthER's noise apart from the agent's."""
 
 
+@usual_torch()
 def online(path: Path | str, config: OnlineConfig | None = None, *, quiet: bool = False, **overrides: Any) -> Path:
     """Learn in an environment, in a run of its own, from an offline run's agents or from none; give its folder.
 
@@ -173,6 +174,12 @@ def _begin(run: Run, settings: OnlineConfig, agent: Agent, transitions: Transiti
         console.print(
             f"[yellow]{agent.config.name} takes one action in a state, and tries none beside it: --exploration is 0, "
             "where such agents need some, such as 0.1.[/]"
+        )
+    every, updates = getattr(agent.config, "actor_every", 1), settings.updates_per_step
+    if every > updates and not quiet:
+        console.print(
+            f"[yellow]The policy of {agent.config.name} moves once in {every} updates (--agent.actor-every), and a "
+            f"step makes {updates}: --updates-per-step {every} moves it once a step.[/]"
         )
     return _fit(run, settings, agent, transitions, quiet)
 

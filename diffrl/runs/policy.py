@@ -30,7 +30,7 @@ from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, first_line, listed, shown
 from diffrl.support.files import address_of, typed
 from diffrl.support.folder import mends_scores, recorded, say_once
-from diffrl.support.machine import resolve_device, settle
+from diffrl.support.machine import resolve_device, settle, usual_torch
 from diffrl.support.remote import local_folder
 from diffrl.support.schema import Many, Natural, Seed, held
 from diffrl.training import checkpoint
@@ -66,6 +66,7 @@ class Policy:
         sizes = f"{self.agent.observation_size} observations -> {self.agent.action_size} actions"
         return f"<Policy of {type(self.agent).__name__}, seed {self.agent.seeds[0]}: {sizes}>"
 
+    @usual_torch()
     def __call__(self, observation: NDArray[Any] | Sequence[Any] | Mapping[str, Any] | Tensor) -> NDArray[np.float32]:
         """Actions (A,) or (B, A), within the environment's bounds.
 
@@ -301,6 +302,7 @@ def load_stack(run: Run, seeds: Sequence[int], which: str, device: str) -> tuple
     return agent, steps
 
 
+@usual_torch()
 def load_policy(
     run: Path | str,
     *,
@@ -330,7 +332,7 @@ def load_policy(
     if run == "":
         raise UserError("run is an empty text; expected the folder of a run or of an exported policy, or the Hub's id.")
     noise_seed = held(noise_seed, Seed, "noise_seed")
-    if not str(run).startswith(hub.SCHEME) and address_of(run) is not None:
+    if not str(run).lower().startswith(hub.SCHEME) and address_of(run) is not None:
         run = local_folder(run)
     if (exported := hub.exported(run)) is not None:
         opened = open_policy(exported, resolve_device(device), env)
@@ -410,6 +412,7 @@ class StackEvaluator:
             self._rollout.close()
 
 
+@usual_torch()
 def evaluate(
     path: Path | str,
     *,

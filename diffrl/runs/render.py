@@ -27,7 +27,7 @@ from diffrl.runs.run import Run
 from diffrl.support.console import console, work
 from diffrl.support.errors import UserError, counted, said_by
 from diffrl.support.files import atomic_path
-from diffrl.support.machine import settle
+from diffrl.support.machine import settle, usual_torch
 from diffrl.support.plots import BLUE, ORANGE
 from diffrl.support.stopping import Interrupted, stop_signals
 from envs.ogbench.names import NAMESPACE
@@ -60,6 +60,7 @@ BACKENDS = ("egl", "osmesa")
 """MuJoCo's ways to OpenGL without a screen, in the order of trying."""
 
 
+@usual_torch()
 def render(
     run: Path | str,
     out: Path | str,

@@ -10,6 +10,7 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.files import to_write
 from diffrl.support.folder import IMAGES, IMAGES_DISTIL, held
+from diffrl.support.machine import usual_torch
 from diffrl.support.schema import Count, Natural, PositiveLimit
 from diffrl.tuning import config as tuning
 from diffrl.tuning.distil_config import DISTIL
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from diffrl.runs.run import Run
 
 
+@usual_torch()
 def resume(
     path: Path | str,
     *,

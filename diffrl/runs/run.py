@@ -381,11 +381,16 @@ def _configured(path: Path, package: str, absent: bool) -> TrainConfig:
         raise UnknownAgentError(f"{error} The run was made with {package}." if package else str(error)) from error
 
 
-def lowering_memory(config: TrainConfig, run: Path | None) -> AbstractContextManager[None]:
-    """Tell, as a UserError, what to lower where memory runs out in the block. run: its folder, once there is one."""
+def lowering_memory(config: TrainConfig, run: Path | None, kind: str = OFFLINE) -> AbstractContextManager[None]:
+    """Tell, as a UserError, what to lower where memory runs out in the block. run: its folder, once there is one.
+
+    kind: the run's; one that starts from a trained policy has its width, and a batch size of its own.
+    """
     n = len(config.seeds)
     stack = f"the {n} seeds" if n > 1 else "the one seed"
     fewer = "fewer --seeds, " if n > 1 else ""
+    own = kind in (OFFLINE, ONLINE)
+    smaller = "a smaller --agent.batch-size or a smaller --agent.width" if own else "a smaller --batch-size"
 
     def kept() -> str:
         saved = [] if run is None else checkpoint.steps(run)
@@ -396,6 +401,6 @@ def lowering_memory(config: TrainConfig, run: Path | None) -> AbstractContextMan
 
     return explaining_memory(
         f"training {stack} ({', '.join(map(str, config.seeds))})",
-        f"{fewer}a smaller --agent.batch-size or a smaller --agent.width in a new run",
+        f"{fewer}{smaller} in a new run",
         kept,
     )

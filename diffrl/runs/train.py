@@ -20,7 +20,7 @@ from diffrl.data.transitions import Transitions
 from diffrl.runs import packages, workers
 from diffrl.runs.acting import cost_of_acting, source_of_randomness
 from diffrl.runs.config import TrainConfig, chosen, group_seeds, meant, to_dict
-from diffrl.runs.kind import FILES, OFFLINE
+from diffrl.runs.kind import FILES, OFFLINE, ONLINE
 from diffrl.runs.policy import CheckpointEvaluator, build_agent, refuse_misfit
 from diffrl.runs.run import Run, lowering_memory
 from diffrl.support import failure
@@ -28,7 +28,7 @@ from diffrl.support.console import StepsBar, console, steps_bar
 from diffrl.support.errors import DataError, UserError, counted
 from diffrl.support.files import typed
 from diffrl.support.folder import all_done, claimed, too_far, what_works
-from diffrl.support.machine import products, resolve_device, settle
+from diffrl.support.machine import products, resolve_device, settle, usual_torch
 from diffrl.support.stopping import going_on
 from diffrl.training import checkpoint
 from diffrl.training.compilation import compile_agent
@@ -48,6 +48,7 @@ Say = Callable[[str], None]
 """Where sentences for the user go."""
 
 
+@usual_torch()
 def train(config: TrainConfig | str | Path, *, quiet: bool = False, **overrides: Any) -> Path:
     """Train, evaluate and save as `config` says; give the run's folder.
 
@@ -189,7 +190,7 @@ def watched(
     with (
         going_on(kept),
         products(agent.device.type, run.config.tf32),
-        lowering_memory(run.config, run.path),
+        lowering_memory(run.config, run.path, run.kind),
         steps_bar(run.config.steps, start, title, SHOWN, quiet) as observer,
     ):
         failure.forget(run.path)
@@ -249,6 +250,8 @@ def fit(
             agent.value_metrics,
             evaluate_first=bool(origin),
         )
+        if run.kind in (OFFLINE, ONLINE):  # the others have settings of their own
+            loop.advice = "A lower learning rate, a lower target rate or a smaller q-weight usually helps."
         if saved is not None:
             due, complaints = unscored(run, start)
             # With an origin what is evaluated is the learner as it stands, so no step but this one.
@@ -349,7 +352,7 @@ def reopened(
     saved = newest(run)
     settle()
     dataset = same_data(run, quiet)
-    with lowering_memory(config, run.path):
+    with lowering_memory(config, run.path, run.kind):
         episodes = config.agent.episodes(dataset)
         transitions = run.preprocessing.transitions(episodes, config.agent.reward_tune, device)
     del dataset, episodes
@@ -357,7 +360,7 @@ def reopened(
     if run.config.compile and not config.compile:
         console.print("The run was compiled and goes on uncompiled: equal to rounding, so not bit for bit.")
     run = dataclasses.replace(run, config=config)
-    with lowering_memory(config, run.path):
+    with lowering_memory(config, run.path, run.kind):
         agent = build_agent(run, device)
     refuse_misfit(run, agent, saved)
     run.goes_on(saved.step)

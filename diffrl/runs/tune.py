@@ -24,7 +24,7 @@ from diffrl.runs.unchanged import tell_unchanged, unchanged_until
 from diffrl.support.console import console
 from diffrl.support.errors import UserError
 from diffrl.support.folder import add, claimed, verified
-from diffrl.support.machine import resolve_device, settle
+from diffrl.support.machine import resolve_device, settle, usual_torch
 from diffrl.support.schema import held, refuse_others
 from diffrl.support.seeds import mix
 from diffrl.training import checkpoint
@@ -56,6 +56,7 @@ _Data = Preferences | Transitions | None
 """What a run learns from, where that is not what it meets by acting."""
 
 
+@usual_torch()
 def finetune_policy(settings: TuningConfig, *, quiet: bool = False, **options: Any) -> Path:
     """Fine-tune the policies of `settings.start_run` in a run of its own; give that run's folder.
 
@@ -276,7 +277,7 @@ def _transitions(run: Run, settings: TuningConfig, device: str, quiet: bool) -> 
     if not isinstance(settings, NFTConfig) or acts(settings):
         return None
     dataset = same_data(run, quiet)
-    with lowering_memory(run.config, None):
+    with lowering_memory(run.config, None, run.kind):
         return run.preprocessing.transitions(run.config.agent.episodes(dataset), run.config.agent.reward_tune, device)
 
 

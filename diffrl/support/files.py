@@ -30,7 +30,7 @@ try:
 except ImportError:  # not on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+([^/].*)", re.DOTALL)
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+([^/].*)", re.DOTALL)
 _HERE = ("file", "local")
 """Schemes of paths on this machine."""
 
@@ -41,18 +41,18 @@ def address_of(name: str | Path) -> str | None:
     A path of pathlib's has lost a slash of it, which makes no difference. What exists here is a path.
     """
     found = _ADDRESS.fullmatch(str(name))
-    if found is None or found[1] in _HERE:
+    if found is None or found[1].lower() in _HERE:
         return None
     with suppress(OSError):  # a name that is too long for a path
         if Path(name).exists():
             return None
-    return f"{found[1]}://{found[2]}"
+    return f"{found[1].lower()}://{found[2]}"
 
 
 def path_of(name: str | Path) -> Path:
     """The path that a name means which is no address: of file:///PATH, PATH."""
     found = _ADDRESS.fullmatch(str(name))
-    return Path("/", found[2].removeprefix("localhost/")) if found and found[1] in _HERE else Path(name)
+    return Path("/", found[2].removeprefix("localhost/")) if found and found[1].lower() in _HERE else Path(name)
 
 
 def to_write(name: str | Path, what: str = "files") -> Path:

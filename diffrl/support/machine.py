@@ -10,6 +10,7 @@ import platform
 import reprlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -87,6 +88,28 @@ def settle() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     settle_allocator()
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """In the block torch is as a new process has it, whatever the caller set: float32, gradients, no inference mode.
+
+    Afterwards it is as it was. It decorates what trains and what acts, so that these are the same for every caller.
+    """
+    torch = sys.modules.get("torch")  # nobody changes what is not loaded yet
+    if torch is None or (
+        (before := torch.get_default_dtype()) == torch.float32
+        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+    ):
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

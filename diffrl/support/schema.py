@@ -250,6 +250,15 @@ def group(value: T | None, schema: type[T], where: str) -> T:
     return given
 
 
+def several_paths(paths: object, where: str) -> list[Path | str]:
+    """Paths, or one, as a list; addresses stay text. Raises UserError for what are none."""
+    one = isinstance(paths, str | PurePath) or not isinstance(paths, Iterable)
+    given: list[Any] = [paths] if one else list(typing.cast("Iterable[Any]", paths))
+    if not all(isinstance(path, str | PurePath) for path in given):
+        raise refusal(where, paths, "a path, or a list of paths")
+    return given
+
+
 def _pointed(text: str) -> str:
     """How a number such as 3e-4, which YAML reads as text, is to be written; "" of what is no such number."""
     match = re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?)(\d+)", text.strip())

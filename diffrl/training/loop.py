@@ -229,6 +229,8 @@ class Loop:
     """Steps of checkpoints whose evaluations a cut has left undone: they are made first."""
     go_on: str = ""
     """What to do to go on after a stop; by default `diffrl resume`."""
+    advice: str = "A lower learning rate usually helps."
+    """What to change where training has diverged."""
     step: int = 0
     frozen: list[int] = field(default_factory=list)
     """Positions of seeds that have diverged: they keep the state of their last good checkpoint."""
@@ -333,8 +335,7 @@ class Loop:
         where = checkpoint.folder(self.run, last.step)
         if len(self.frozen) + 1 == len(self.trainer.seeds):
             raise DivergedError(
-                f"{complaint} Training has diverged and stops. The last good checkpoint is {where}. "
-                "A lower learning rate, a lower target rate or a smaller q-weight usually helps."
+                f"{complaint} Training has diverged and stops. The last good checkpoint is {where}. {self.advice}"
             )
         self.observer.message(f"{complaint} This seed is frozen at {where}; the others go on.")
         self.frozen.append(position)

@@ -113,7 +113,7 @@ class Teacher:
         """Network calls for an action, of the policy as it samples."""
         if isinstance(self.policy, DiffusionPolicy):
             return self.policy.steps
-        return self.policy.sampler.n_steps * self._calls_a_step
+        return sum(1 + len(step.trials) for step in self.policy.sampler.plan)
 
     @property
     def _calls_a_step(self) -> int:
@@ -125,7 +125,7 @@ class Teacher:
         Of a chain's levels those evenly spaced are left, the largest among them.
         """
         policy, process = self.policy, self.policy.prediction.process
-        n, solver = max(1, (self.calls if calls is None else calls) // self._calls_a_step), "ddim"
+        n, solver = ((self.calls if calls is None else calls) - 1) // self._calls_a_step + 1, "ddim"
         if isinstance(policy, DiffusionPolicy):
             T = policy.steps
             chosen = torch.linspace(0, T - 1, T if n >= T else n + 1)[:n].round().long()

@@ -106,18 +106,20 @@ def test_what_is_an_address(name: str, address: str | None, path: str | None) ->
             files.to_write(name)
 
 
-@pytest.mark.parametrize("name", ["file:///shared/a", "file:/shared/a", "local:///shared/a"])
+@pytest.mark.parametrize("name", ["file:///shared/a", "file:/shared/a", "local:///shared/a", "FILE:///shared/a"])
 def test_a_url_of_files_is_read_as_its_path_and_never_written_to(name: str) -> None:
     """Its plain path is named, whatever pathlib made of the slashes."""
     for given in (name, Path(name)):
         assert files.address_of(given) is None
         assert files.path_of(given) == Path("/shared/a")
         for check in (files.to_write, files.unused):
-            with pytest.raises(UserError, match=r"^(file|local):///shared/a: .* a path: give /shared/a\.$"):
+            with pytest.raises(UserError, match=r"^(file|local|FILE):///shared/a: .* a path: give /shared/a\.$"):
                 check(given)
     with pytest.raises(UserError, match=r"give /shared/a\.$"), files.atomic_path(name):
         pass
-    for address in ("memory://b/a", "s3://b/a"):
+    assert files.address_of("S3://Bucket/A") == "s3://Bucket/A"
+    assert files.address_of("C:/Users/a") is None
+    for address in ("memory://b/a", "s3://b/a", "S3://b/a"):
         with pytest.raises(UserError, match="written to a path"):
             spare(Path(address), force=True)
 

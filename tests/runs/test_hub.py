@@ -113,7 +113,7 @@ def test_a_policy_of_the_hub_acts_as_the_run_does(served: Hub, tmp_path: Path) -
     served.repositories["user/name"] = to
     x = observations_of(run)
     expected = diffrl.load_policy(run)(x)
-    for name in ("user/name", "hf://user/name"):
+    for name in ("user/name", "hf://user/name", "HF://user/name"):
         assert np.array_equal(diffrl.load_policy(name)(x), expected)
     fetched = {path.rpartition("/")[2] for path in served.asked if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors", "SHA256SUMS"}

@@ -211,3 +211,14 @@ def test_what_cannot_start_is_refused(yaml: Path, tmp_path: Path) -> None:
     yaml.write_text("dataset: maze2d-umaze-v1\nagent:\n  name: diffuser\nrows: 2000\n")
     with pytest.raises(UserError, match="cannot go on from single steps"):
         diffrl.online(yaml, out=tmp_path / "run", **OPTIONS)
+
+
+@pytest.mark.parametrize(("updates", "told"), [(1, True), (3, False)])
+def test_a_policy_that_moves_less_than_once_a_step_is_told(
+    yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], updates: int, told: bool
+) -> None:
+    options = OPTIONS | {"steps": 9, "eval_every": 9, "updates_per_step": updates, "quiet": False}
+    diffrl.online(yaml, out=tmp_path / "run", **options)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert ("policy of rlpd moves once in 3 updates" in said) == told
+    assert ("--updates-per-step 3 moves it once a step" in said) == told

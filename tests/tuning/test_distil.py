@@ -14,18 +14,19 @@ from torch import Tensor
 import diffrl
 from agents import BFN, EDP, FQL, IDQL, TD3BC, AgentConfig, ConsistencyAC, Diffuser, DiffusionBC, DiffusionQL
 from diffrl.commands.distil import run as command
-from diffrl.diffusion import VE, Sampler, consistency_loss, couple, solver_step
+from diffrl.diffusion import SOLVERS, VE, Sampler, consistency_loss, couple, solver_step
 from diffrl.nets import Adam
 from diffrl.runs import distil as runs_distil
 from diffrl.runs.distil import AS_IT_ACTS, PICTURE, RESULT, distil
 from diffrl.runs.export.export import export
 from diffrl.runs.policy import load_agent
-from diffrl.runs.run import Run
+from diffrl.runs.run import Run, lowering_memory
 from diffrl.runs.tune import finetune_policy
 from diffrl.support.errors import UserError
 from diffrl.support.plots import save
 from diffrl.support.statistics import SINGLE
 from diffrl.training import checkpoint
+from diffrl.training.loop import DivergedError
 from diffrl.tuning.config import FORWARD, NFTConfig
 from diffrl.tuning.distil import DistilLearner, Teacher, keep_critics, student_map
 from diffrl.tuning.distil_config import DistilConfig, keeps_critics, student_config
@@ -125,6 +126,34 @@ def test_the_teachers_map_is_its_own_sampling_and_reflows_pairs_lie_on_it(config
     assert teacher.calls == {"diffusion_bc": 5, "edp": 15, "bfn": 10}[config.name]
     for calls in (1, 2, 4):
         assert teacher.sampler(calls)[0].n_steps == calls
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_teacher_takes_the_calls_that_it_says_and_no_more_than_it_is_given(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step, to the data, is of one call, whatever the solver."""
+    observations, z = drawn(2, 6, 3), drawn(2, 6, 2, seed=1)
+    for n in range(1, 9):
+        policy = built(EDP(**SMALL | {"sampling_steps": n, "solver": solver})).policy
+        asked: list[int] = []
+        bound = policy.bound
+
+        def counted(*given: Any, bound: Any = bound, asked: list[int] = asked) -> Any:
+            network = bound(*given)
+            return lambda *x: (asked.append(1), network(*x))[1]
+
+        monkeypatch.setattr(policy, "bound", counted)
+        teacher = Teacher(policy)
+        with torch.no_grad():
+            policy.sample(observations, z)
+        assert len(asked) == teacher.calls, n
+        assert teacher.sampler()[0].n_steps == n
+        for budget in range(1, teacher.calls + 1):
+            asked.clear()
+            teacher.map(budget)(observations, z)
+            assert len(asked) <= budget
+            assert len(asked) == budget or len(asked) + {"dpm2": 2, "dpm3": 3, "heun": 2}.get(solver, 1) > budget
 
 
 @pytest.mark.parametrize(
@@ -489,3 +518,13 @@ def test_errors_are_named_where_there_are_some(
     assert table.count(SINGLE) == (0 if several else 1)
     assert ("the same for all rows, ± standard error over seeds." in table) is several
     assert "is distilled into a rectified flow, 1 network call," in said
+
+
+def test_what_a_run_without_agents_options_advises_it_has(cloned: Path, tmp_path: Path) -> None:
+    """Where training diverges, and where memory runs out: --agent.width and a q-weight are of runs from data alone."""
+    with pytest.raises(DivergedError, match=r"A lower learning rate usually helps\.$"):
+        distilled(cloned, tmp_path / "run", learning_rate=1e30, grad_clip=0.0, steps=20, eval_every=20)
+    run = Run.read(tmp_path / "run")
+    said = r"needs less with .*a smaller --batch-size in a new run\.$"
+    with pytest.raises(UserError, match=said), lowering_memory(run.config, None, run.kind):
+        raise MemoryError

@@ -25,6 +25,7 @@ from diffrl.data.transitions import Transitions
 from diffrl.support.console import console
 from diffrl.support.errors import DataError, UserError, counted
 from diffrl.support.folder import spare
+from diffrl.support.machine import usual_torch
 from diffrl.support.seeds import check_seed
 from envs.datasets import called, load_dataset
 
@@ -35,6 +36,7 @@ NO_REWARDS = (
 """What is said where rewards cannot be compared."""
 
 
+@usual_torch()
 def fidelity_of(
     real: str,
     synthetic: str,

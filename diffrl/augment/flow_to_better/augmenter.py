@@ -15,7 +15,7 @@ from typing_extensions import override
 from diffrl.augment import streams
 from diffrl.augment.augmenter import Augmenter, RealData
 from diffrl.augment.columns import as_columns
-from diffrl.augment.config import Request
+from diffrl.augment.config import Request, requested
 from diffrl.augment.fidelity.measures import CLIPPED_MARGIN, UNIT
 from diffrl.augment.flow_to_better import generate
 from diffrl.augment.flow_to_better.blocks import BlockPairs, make_blocks
@@ -104,7 +104,7 @@ def flow_to_better(
     augmenter = FlowToBetter(
         preferences, diffuser, flow, reward, blocks, max_dynamics_error=max_dynamics_error, relabel=relabel, quiet=quiet
     )
-    request = Request(dataset, str(out), **options)
+    request = requested(flow_to_better, dataset, out, options)
     if relabel and not request.force:
         _refuse_late_relabelling(request)
     return augment(request, augmenter, quiet=quiet)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from diffrl.augment import streams
 from diffrl.augment.augmenter import Augmenter, RealData
-from diffrl.augment.config import Request
+from diffrl.augment.config import requested
 from diffrl.augment.job import augment
 from diffrl.augment.synther.codec import RowCodec
 from diffrl.augment.synther.config import FIRST_LOOK, ROWS_VERSION, Sampling, SynthERConfig
@@ -51,7 +51,7 @@ def synther(
     """
     held(quiet, bool, "quiet")
     augmenter = SynthER(group(model, SynthERConfig, "model"), group(sampling, Sampling, "sampling"))
-    return augment(Request(dataset, str(out), **options), augmenter, quiet=quiet)
+    return augment(requested(synther, dataset, out, options), augmenter, quiet=quiet)
 
 
 class SynthER(Augmenter):

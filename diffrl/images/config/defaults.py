@@ -6,6 +6,7 @@ from typing import Any
 from diffrl.images.distil_config import sampled_by
 from diffrl.images.rewards.base import asks_a_person
 from diffrl.images.rewards.registry import named_in
+from diffrl.support.errors import UserError, shown
 
 FIRST_LOOK: Mapping[str, Any] = {
     "algo": "draft",
@@ -32,8 +33,15 @@ def implied(given: Mapping[str, Any], builtin: Callable[[str], bool]) -> Mapping
     """What the options given ask for without saying so: an algorithm, or a whole first look. What they say is kept.
 
     A person votes between images of one prompt, of which DiffusionNFT's rounds have groups; it also learns from the
-    images of a model that is sampled without noise. builtin: whether a model's name is that of one of ours.
+    images of a model that is sampled without noise. builtin: whether a model's name is that of one of ours. Raises
+    UserError for a reward that is an object: a run's folder holds its name alone.
     """
+    for name in ("reward", "held_out"):
+        if callable(given.get(name)):
+            raise UserError(
+                f"{name} is {shown(given[name])}; expected text, by which a run is resumed: a function or an object of "
+                f'yours is named by its file, {name}="python:FILE.py#NAME", or by an entry point of diffrl.rewards.'
+            )
     reward, model, algo = given.get("reward"), given.get("model"), given.get("algo", "nft")
     if isinstance(reward, str) and asks_a_person(reward) and algo == "nft":
         return {"algo": "nft", **({"queries": VOTED} if not isinstance(model, str) or builtin(model) else {})}

@@ -23,6 +23,7 @@ from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, cache_directory, plain_file
 from diffrl.support.folder import say_once
+from diffrl.support.seeds import undrawn
 
 HALF = 750
 """Digits in either half that trains; the rest, 297, is the test."""
@@ -130,7 +131,8 @@ def classifier(held_out: bool = False) -> nn.Module:
     The same on every call on a machine. A file that cannot be read, or is another version's, is made again.
     """
     path = cache_directory() / "models" / ("digit-held-out-1.safetensors" if held_out else "digit-1.safetensors")
-    network = _network(held_out)
+    with undrawn():
+        network = _network(held_out)
     try:
         network.load_state_dict(safetensors.torch.load_file(plain_file(path)))
     except (OSError, SafetensorError, RuntimeError):

@@ -22,6 +22,7 @@ from diffrl.images.models.emoji import WEIGHTS
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_tensors
+from diffrl.support.seeds import undrawn
 
 SIDE = 32
 Which = Literal["emoji", "emoji-held-out", "classifier"]
@@ -118,7 +119,8 @@ def untrained(which: Which) -> nn.Sequential:
 
 def network(which: Which) -> nn.Module:
     """The trained network, frozen. Raises Damaged where the package's file is not as it was shipped."""
-    made = untrained(which)
+    with undrawn():  # the caller's generator is not ours
+        made = untrained(which)
     made.load_state_dict({name: t.float() for name, t in read_tensors(WEIGHTS / f"{which}.safetensors").items()})
     return made.eval().requires_grad_(False)
 

@@ -19,6 +19,7 @@ from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.emoji import to_32x32
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_tensors
+from diffrl.support.seeds import undrawn
 
 FILE = WEIGHTS / "emoji-clip.safetensors"
 WIDTH = 48
@@ -70,7 +71,8 @@ def tokens_of(prompts: Sequence[str]) -> Tensor:
 
 def towers() -> Towers:
     """The trained towers, frozen. Raises Damaged where the package's file is not as it was shipped."""
-    made = Towers()
+    with undrawn():
+        made = Towers()
     made.load_state_dict({name: tensor.float() for name, tensor in read_tensors(FILE).items()})
     return made.eval().requires_grad_(False)
 

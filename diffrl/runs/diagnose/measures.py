@@ -30,7 +30,7 @@ from diffrl.runs.diverged import diverged
 from diffrl.runs.policy import tell_remarks
 from diffrl.runs.run import Run
 from diffrl.support.console import console, work
-from diffrl.support.machine import resolve_device, settle
+from diffrl.support.machine import resolve_device, settle, usual_torch
 from diffrl.support.schema import Positive, Range, SamplingSteps, Seed, held
 
 Solver = Literal["ddim", "ddpm", "dpm1", "dpm2", "dpm3", "dpmpp2m", "heun"]
@@ -42,6 +42,7 @@ EXACT = 8
 """Action dimensions up to which the likelihood's divergence is exact; beyond, by random probes."""
 
 
+@usual_torch()
 def diagnose(
     path: Path | str,
     *,

@@ -19,10 +19,12 @@ from diffrl.support.console import console
 from diffrl.support.errors import UserError, disk_full, said_by
 from diffrl.support.files import atomic_path, unused
 from diffrl.support.folder import ABOUT, read_json
+from diffrl.support.machine import usual_torch
 from diffrl.training.logs import outcomes_of, read_scores
 from diffrl.tuning.config import ALGORITHMS
 
 
+@usual_torch()
 def export(
     run: Path | str,
     to: Path | str,

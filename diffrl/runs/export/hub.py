@@ -20,8 +20,8 @@ def exported(name: Path | str) -> Path | None:
     mistyped. Raises UserError where the Hub has no such policy, or cannot be asked.
     """
     text = str(name)
-    if isinstance(name, str) and text.startswith(SCHEME):
-        return _fetched(text.removeprefix(SCHEME))
+    if isinstance(name, str) and text.lower().startswith(SCHEME):
+        return _fetched(text[len(SCHEME) :])
     path = Path(name)
     like_an_id = isinstance(name, str) and _ID.fullmatch(text) is not None
     if path.exists():

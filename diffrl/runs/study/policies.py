@@ -13,6 +13,7 @@ from diffrl.runs.study.scores import RETURN, SCORE, Row, Scores, cells_of_csv, n
 from diffrl.runs.study.summary import grouped
 from diffrl.support.errors import UserError
 from diffrl.support.remote import local_file, local_folder
+from diffrl.support.schema import several_paths
 from diffrl.training.logs import outcomes_of, read_scores, returns_of
 
 COLUMNS = ("task", "agent", "seed", "episode")
@@ -68,9 +69,9 @@ class Policies:
         return sorted({policy.agent for policy in self.of(task)})
 
     @classmethod
-    def of_runs(cls, paths: Sequence[Path | str], which: Which = "last") -> "Policies":
+    def of_runs(cls, paths: Path | str | Sequence[Path | str], which: Which = "last") -> "Policies":
         """The policies of runs: folders, or folders that contain such. Raises UserError as `Scores.of_runs` does."""
-        scores = Scores.of_runs([local_folder(path) for path in paths], acting=True)
+        scores = Scores.of_runs([local_folder(path) for path in several_paths(paths, "paths")], acting=True)
         last: dict[tuple[str, str, int], Row] = {row[:3]: row for row in scores.rows}  # rows are in order of steps
         rows = scores.rows if which == "all" else [row for row in scores.rows if last[row[:3]] is row]
         found, opened, entries = [], {}, {}

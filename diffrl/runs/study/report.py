@@ -10,6 +10,7 @@ from diffrl.runs.study.tables import Table
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, beginning, or_removed
 from diffrl.support.plots import save_pdf
+from diffrl.support.schema import held
 
 PAGE = "index.html"
 """The page's file in a report's folder."""
@@ -17,7 +18,7 @@ FILES = ("scores.csv", "results.csv", "aggregates.csv", "tables.md", "tables.tex
 """What else is in it."""
 
 
-def write_report(summary: Summary, out: Path, interval: bool = False, title: str = "") -> tuple[Path, Table]:
+def write_report(summary: Summary, out: Path | str, interval: bool = False, title: str = "") -> tuple[Path, Table]:
     """Write a report into the folder `out`; give the page's path and the main table.
 
     It has index.html, which needs no other file; tables.md and tables.tex (booktabs); scores.csv, which is every
@@ -27,6 +28,7 @@ def write_report(summary: Summary, out: Path, interval: bool = False, title: str
     interval: show 95 % intervals in the main table, and not standard errors. Raises UserError where `out` is a file, or
     has files of these names that are no report's.
     """
+    out = Path(held(out, Path, "out"))
     old = _old(out)
     drawn = Figures(
         draw.learning_curves(summary, "steps"),

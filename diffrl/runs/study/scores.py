@@ -19,6 +19,7 @@ from diffrl.support.failure import error_of
 from diffrl.support.files import read_text
 from diffrl.support.folder import ABOUT, SWEEP
 from diffrl.support.remote import local_file, local_folder
+from diffrl.support.schema import several_paths
 
 COLUMNS = ("task", "agent", "seed", "step", "score")
 """Columns that a CSV file of scores has; it may have `minutes` too, and others, which are not read."""
@@ -137,8 +138,8 @@ class Scores:
         )
 
     @classmethod
-    def of_runs(cls, paths: Sequence[Path | str], by: By = "data", acting: bool = False) -> "Scores":
-        """The scores of runs: their folders, or folders that contain such, as a sweep's does.
+    def of_runs(cls, paths: Path | str | Sequence[Path | str], by: By = "data", acting: bool = False) -> "Scores":
+        """The scores of runs: their folders, or folders that contain such, as a sweep's does; one path, or several.
 
         Runs of one agent on one task are further seeds where their settings are the same; else the agent's name says
         what differs. by: a task is a data set, or an environment with its scores; then an agent's name says what data
@@ -149,7 +150,7 @@ class Scores:
         """
         folders: list[Path] = []
         absent: dict[str, list[str]] = {}
-        for path in map(Path, paths):
+        for path in map(Path, several_paths(paths, "paths")):
             without = dict(_absent(path))
             for where, why in without.items():
                 absent.setdefault(why, []).append(str(where))

@@ -22,6 +22,7 @@ from diffrl.runs.study.tables import Cell, Table, to_csv
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, beginning, or_removed
 from diffrl.support.plots import DISTINCT, finish, save, save_pdf
+from diffrl.support.schema import held
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,11 +253,12 @@ def refuse_others(out: Path) -> None:
         raise UserError(f"{page} is none of ours, and is not overwritten: choose another --out.")
 
 
-def write_selection(found: Selection, out: Path) -> list[Table]:
+def write_selection(found: Selection, out: Path | str) -> list[Table]:
     """Write tables, figure and CSV files into the folder `out`; give the tables for the terminal.
 
     A selection that is there is replaced. Raises UserError as `refuse_others` does.
     """
+    out = Path(held(out, Path, "out"))
     refuse_others(out)
     drawn = figure(found)  # what cannot be drawn replaces nothing
     with or_removed(out):
