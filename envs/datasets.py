@@ -190,6 +190,15 @@ def called(dataset: str) -> str:
     return path.name if path.is_absolute() or address_of(dataset) is not None else dataset
 
 
+def made_from(dataset: OfflineDataset, name: str) -> dict[str, str]:
+    """What data that are made from a data set say of it: its name, as "source"; and its own "origin" or source.
+
+    So data of data of a benchmark know that benchmark, whose references make scores of returns.
+    """
+    origin = dataset.metadata.get("origin", dataset.metadata.get("source"))
+    return {"source": called(name)} | ({} if origin is None else {"origin": str(origin)})
+
+
 def load_known(name: str, digest: str, rows: int | None = None, progress: bool = True) -> OfflineDataset:
     """`load_dataset` without a limit of actions, for a run on data whose `fingerprint` was `digest`.
 

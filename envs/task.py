@@ -277,7 +277,7 @@ def task_of(name: str, metadata: Mapping[str, Any], **asked: Unpack[Asked]) -> T
         return replace(task, reference=benchmark.id, comparable=comparable)
     if minari is not None and minari.fits(env_id, task.env_kwargs):
         return replace(task, reference=minari.reference)
-    source = str(metadata.get("source", ""))
+    source = str(metadata.get("origin", metadata.get("source", "")))
     reference = registry.reference_of(env_id, task.env_kwargs, source) if env_id else None
     return replace(task, reference=reference or _reference_of_source(source, task))
 

@@ -217,6 +217,14 @@ def test_the_recipes_of_contributing_can_be_copied(site: Path, capsys: pytest.Ca
     words += ["--steps", "4", "--eval-episodes", "1", "--out", str(site.parent / "on-more")]
     assert main(words) == 0
     assert json.loads((site.parent / "on-more" / "scores.json").read_text())["evaluations"]
+    most, on_most = site.parent / "most.hdf5", site.parent / "on-most"
+    inside = ["--env", "mine_data:Mine-v0"]
+    words = ["augment", "gaussian", str(site.parent / "m.hdf5"), *inside, "--steps", "50", "--no-report"]
+    assert main([*words, "--out", str(most)]) == 0
+    words = ["train", "--agent", "linear", "--dataset", str(most), *inside, "--steps", "4"]
+    assert main([*words, "--eval-episodes", "1", "--out", str(on_most)]) == 0  # of rows of rows of the family
+    twice, once = (json.loads((site.parent / n / "scores.json").read_text()) for n in ("on-most", "on-more"))
+    assert twice["reference"] == once["reference"] == "mine-small"
     made = d4rl.read(more)
     assert made.metadata["algorithm"] == "A Gaussian (Gauss 1809), mine 1.0"
     assert np.cov(made.observations[:, 0], made.actions[:, 0])[0, 1] == pytest.approx(1 / 6, abs=0.02)  # a = s / 2

@@ -45,7 +45,7 @@ from diffrl.support.stopping import Interrupted, stop_signals
 from diffrl.training import checkpoint
 from diffrl.training.logs import SHOWN, MetricsLog
 from diffrl.training.loop import Loop, NoEvaluations, NoRecord
-from envs.datasets import called, load_dataset
+from envs.datasets import called, load_dataset, made_from
 from envs.rows import first_rows
 from envs.task import capped, data_limit, open_task
 
@@ -305,7 +305,7 @@ def provenance(
         "description": f"{made}, {augmenter.described}" + (f", after {before}" if appended else ""),
         SYNTHETIC_ROWS: n + (source - real if appended else 0),
         REAL_ROWS: real if appended else 0,
-        "source": called(request.dataset),
+        **made_from(data.dataset, request.dataset),
         SOURCE_ROWS: source,
         "source_sha256": fingerprint,
         "return_range": np.array(returns),

@@ -64,7 +64,7 @@ from diffrl.support.files import regular_file, sha256
 from diffrl.support.seeds import generator_at, mix
 from diffrl.training.loop import Trainer
 from diffrl.training.stack import StackTrainer
-from envs.datasets import called
+from envs.datasets import made_from
 
 PREFERENCES = tuple(field.name for field in dataclasses.fields(PreferenceConfig))
 """The settings of preferences."""
@@ -464,7 +464,7 @@ class FlowToBetter(Augmenter):
         """The relabelled data, with where they come from, whose preferences, and their environment."""
         dataset, spec = self._data.dataset, self._data.task.spec
         more = {
-            "source": called(str(dataset.metadata["dataset"])),
+            **made_from(dataset, str(dataset.metadata["dataset"])),
             "source_sha256": self._fingerprint,
             "preferences": self._about,
             "reward_model": self._of_reward_model(),
