@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,3 +124,9 @@ def test_a_broken_file_in_the_cache_is_made_again(tmp_path: Path, monkeypatch: p
     again = digits.classifier(True).state_dict()
     assert all(torch.equal(made[name], again[name]) for name in made)
     assert path.read_bytes() == written
+
+
+def test_fitting_the_digit_classifier_draws_nothing_of_numpys_global_generator() -> None:
+    before = repr(np.random.get_state())  # noqa: NPY002
+    digits.digit_classifier.__wrapped__()
+    assert repr(np.random.get_state()) == before  # noqa: NPY002
