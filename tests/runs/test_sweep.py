@@ -606,12 +606,21 @@ def refused(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) 
     return " ".join(capsys.readouterr().err.split())
 
 
+@pytest.fixture(scope="module")
+def ray_is_here() -> None:
+    """Ray is imported, before pytest takes the test's own output: Ray's older versions close the handlers of logging.
+
+    That of absl, which dm_control imports, then closes the stream that it was made with, unless that is `sys.stderr` at
+    the time: pytest's, which every later test needs.
+    """
+    pytest.importorskip("ray")
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_cluster_that_is_not_there_leaves_the_sweep_as_it_is(
-    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: str, ray_is_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is added or made longer, and of a new sweep there is no folder."""
-    pytest.importorskip("ray")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     cluster = ["--ray", f"127.0.0.1:{port}"]
