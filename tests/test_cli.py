@@ -41,10 +41,13 @@ def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("words", ["", "--version", "train x", "data list"])
-def test_a_python_without_it_is_told_how_it_is_set_up(words: str) -> None:
-    """A checkout, by a Python that has no packages (-S)."""
+def test_a_python_without_it_is_told_how_it_is_set_up(words: str, tmp_path: Path) -> None:
+    """A checkout that was never installed, by a Python that has no packages (-S)."""
+    for name in ("diffrl", "agents", "envs", "configs"):
+        (tmp_path / name).symlink_to(Path(__file__).parents[1] / name)
     command = [sys.executable, "-S", "-m", "diffrl", *words.split()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert f"is not installed for {sys.executable}: diffrl is not set up for this Python." in done.stderr
 
