@@ -149,9 +149,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:  # noqa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFRL_DATA", str(folder / "data"))
         patch.setenv("DIFFRL_CACHE", str(cache))
-        latents.train_latents(
-            cache / "models" / f"tiny-latents-{latents.VAE_STEPS}-{latents.STEPS}", vae_steps=2, steps=2
-        )
+        made = cache / "models" / f"tiny-latents-{latents.VAE_STEPS}-{latents.STEPS}"
+        if not made.exists():  # where other tests came between, this fixture is made anew
+            latents.train_latents(made, vae_steps=2, steps=2)
         patch.chdir(folder)
         whole = str(datasets.cached_path("maze2d-umaze-v1"))  # as if these few rows were the data set
         assert main(["data", "generate", "maze2d-umaze-v1", "--rows", "3000", "--output", whole]) == 0

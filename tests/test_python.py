@@ -1,10 +1,11 @@
 """What a user of the Python interface sees: names, and a sentence for an argument of another type."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,7 @@ DATA = "maze2d-umaze-v1"
             {"dataset": DATA},
             r"IQL has the settings of an agent .* diffrl.train\('iql', agent=IQL",
         ),
+        (agents.AgentConfig, {"dataset": DATA}, "AgentConfig has the settings of an agent"),
         (agents.IQL, {"dataset": DATA}, r"IQL has the settings of an agent .* diffrl.train\('iql', agent=IQL"),
         (None, {"dataset": DATA}, "config is None; expected a diffrl.TrainConfig, a YAML file, or the name"),
         ({"agent": "iql"}, {}, "config is {'agent': 'iql'}; expected a diffrl.TrainConfig"),
@@ -163,11 +165,12 @@ DATA = "maze2d-umaze-v1"
         ),
         ("iql", {"dataset": {"rewards": [1.0]}}, "dataset is {'rewards'.*; expected a name or a file's path"),
         ("iql", {"dataset": DATA, "env": len}, "env is .*; expected the id of a registered environment, or MODULE:ID"),
+        ("iql", {"dataset": DATA, "env_kwargs": {1: 2}}, "env_kwargs has 1; expected names of arguments"),
         ("iql", {"dataset": DATA, "env_kwargs": {"g": len}}, "env_kwargs is {'g': .*; expected values that JSON holds"),
         (
             diffrl.TrainConfig(DATA, Mine()),
             {},
-            "Mine is a class of your own, and no package brings it as the agent iql",
+            r"The settings are of tests.test_python.Mine, which no package brings as the agent iql",
         ),
         (MyRun(DATA, agents.IQL()), {}, "MyRun is a class of your own: a run's folder is read by TrainConfig"),
     ],
@@ -187,3 +190,16 @@ def test_paths_and_arguments_by_name_are_taken_as_python_has_them() -> None:
     )
     assert config.dataset == "data/mine.hdf5"
     assert parse_kwargs(config.env_kwargs) == {"g": 2.0, "goal": "near", "on": None}
+    config = diffrl.configuration(
+        "iql", dataset=PurePosixPath("mine.hdf5"), env_kwargs={"g": np.float32(2), "n": np.int64(3)}
+    )
+    assert (config.dataset, config.env_kwargs) == ("mine.hdf5", ("g=2.0", "n=3"))
+
+
+def test_settings_of_a_class_that_was_loaded_anew_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook that reloads modules has objects of both classes."""
+    config = diffrl.configuration("iql", dataset=DATA)
+    copied = dataclasses.make_dataclass("IQL", [], bases=(agents.IQL,), frozen=True)
+    copied.__module__, copied.__qualname__ = agents.IQL.__module__, agents.IQL.__qualname__
+    old = copied(**{field.name: getattr(config.agent, field.name) for field in dataclasses.fields(config.agent)})
+    assert diffrl.configuration(dataclasses.replace(config, agent=old)).agent == old

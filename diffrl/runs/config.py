@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import agents
@@ -294,22 +294,24 @@ def _refuse_own_classes(config: TrainConfig) -> None:
         raise UserError(f"{type(config).__name__} is a class of your own: a run's folder is read by TrainConfig alone.")
     if agents.AGENTS.get(agent.name) is agent:
         return
-    if not agents.is_agent(agent.name) or agents.get(agent.name) is not agent:
+    known = agents.get(agent.name) if agents.is_agent(agent.name) else None
+    if known is None or (known.__module__, known.__qualname__) != (agent.__module__, agent.__qualname__):  # reloaded
         raise UserError(
-            f"{agent.__name__} is a class of your own, and no package brings it as the agent {agent.name}: the run "
-            "could not be opened again. 'Adding an agent' in CONTRIBUTING.md shows how a package brings one."
+            f"The settings are of {agent.__module__}.{agent.__qualname__}, which no package brings as the agent "
+            f"{agent.name}: the run could not be opened again. 'Adding an agent' in CONTRIBUTING.md shows how one does."
         )
 
 
 def _name(config: object) -> str:
     """The name or path that is given as a configuration. Raises UserError for anything else."""
-    if isinstance(config, str | Path):
+    if isinstance(config, str | PurePath):
         return str(config)
     kind = config if isinstance(config, type) else type(config)
-    if issubclass(kind, AgentConfig) and kind is not AgentConfig:
+    if issubclass(kind, AgentConfig):
+        name = getattr(kind, "name", "NAME")
         raise UserError(
             f"{kind.__name__} has the settings of an agent alone: expected the agent's name before them, "
-            f"diffrl.train({kind.name!r}, agent={kind.__name__}(...), dataset=...)."
+            f"diffrl.train({name!r}, agent={kind.__name__}(...), dataset=...)."
         )
     raise refusal("config", config, "a diffrl.TrainConfig, a YAML file, or the name of a configuration or an agent")
 
@@ -327,7 +329,7 @@ def _named(name: str, dataset: object) -> tuple[TrainConfig, str]:
 
 def _named_data(dataset: object) -> str:
     """The name or path that is given as a data set. Raises UserError for data, and anything else."""
-    if not isinstance(dataset, str | Path):
+    if not isinstance(dataset, str | PurePath):
         data = "a name or a file's path (diffrl.data.d4rl.write(path, dataset) makes a file of an OfflineDataset)"
         raise refusal("dataset", dataset, data)
     return str(dataset)

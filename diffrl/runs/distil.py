@@ -157,7 +157,7 @@ def _settings(run: Run) -> tuple[DistilConfig, Any, int]:
 
 def _transitions(run: Run, device: str, quiet: bool) -> Transitions:
     dataset = same_data(run, quiet)
-    with lowering_memory(run.config, None, run.kind):
+    with lowering_memory(run.config, None, DISTIL):
         return run.preprocessing.transitions(dataset, "no", device)
 
 

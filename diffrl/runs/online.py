@@ -176,7 +176,7 @@ def _begin(run: Run, settings: OnlineConfig, agent: Agent, transitions: Transiti
             "where such agents need some, such as 0.1.[/]"
         )
     every, updates = getattr(agent.config, "actor_every", 1), settings.updates_per_step
-    if every > updates and not quiet:
+    if isinstance(every, int) and every > updates and not quiet:
         console.print(
             f"[yellow]The policy of {agent.config.name} moves once in {every} updates (--agent.actor-every), and a "
             f"step makes {updates}: --updates-per-step {every} moves it once a step.[/]"

@@ -61,6 +61,6 @@ def hint(name: str) -> str:
         same = [one for one in shipped() if one.startswith(f"{own}/") and one.endswith(suffix)]
         if (near := closest(f"{own}/{data}{suffix}", same)) is not None:
             return f"did you mean {near!r}? {agent} is {own} with chunks of actions here."
-    if not data and (near := closest(own.lower(), [*agents.AGENTS])) is not None:
+    if not data and (near := closest(own.lower(), agents.installed())) is not None:
         return f"none is called so; did you mean the agent {near!r}? An agent is given with a data set."
     return nearest(name, shipped())

@@ -277,7 +277,7 @@ def _transitions(run: Run, settings: TuningConfig, device: str, quiet: bool) -> 
     if not isinstance(settings, NFTConfig) or acts(settings):
         return None
     dataset = same_data(run, quiet)
-    with lowering_memory(run.config, None, run.kind):
+    with lowering_memory(run.config, None, settings.algo):
         return run.preprocessing.transitions(run.config.agent.episodes(dataset), run.config.agent.reward_tune, device)
 
 

@@ -11,10 +11,12 @@ import reprlib
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -90,26 +92,45 @@ def settle() -> None:
     settle_allocator()
 
 
+_default_type = threading.Lock()
+_before: list[Any] = []
+"""The caller's default type, while blocks of `usual_torch` are in float32: one entry a block."""
+
+
 @contextmanager
 def usual_torch() -> Iterator[None]:
-    """In the block torch is as a new process has it, whatever the caller set: float32, gradients, no inference mode.
+    """In the block torch has float32 by default, takes gradients, and casts nothing by itself, whatever a caller set.
 
-    Afterwards it is as it was. It decorates what trains and what acts, so that these are the same for every caller.
+    What is undone is `set_default_dtype`, `no_grad`, `inference_mode` and `autocast`; afterwards they are as they were.
+    It decorates what trains and what acts, so that these are the same for every caller. The default type is the
+    process's: other threads have float32 too, until the last block is left.
     """
     torch = sys.modules.get("torch")  # nobody changes what is not loaded yet
     if torch is None or (
-        (before := torch.get_default_dtype()) == torch.float32
+        torch.get_default_dtype() == torch.float32
+        and not _before
         and torch.is_grad_enabled()
         and not torch.is_inference_mode_enabled()
+        and not any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
     ):
         yield
         return
-    torch.set_default_dtype(torch.float32)
+    with _default_type:
+        _before.append(_before[0] if _before else torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
             yield
     finally:
-        torch.set_default_dtype(before)
+        with _default_type:
+            before = _before.pop()
+            if not _before:
+                torch.set_default_dtype(before)
 
 
 @contextmanager

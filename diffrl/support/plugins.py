@@ -112,12 +112,16 @@ def _where(error: BaseException) -> str:
 
 def found(group: Group) -> list[Plugin]:
     """All of a group by name, those that cannot be used among them; nothing is loaded."""
-    return list(_found(group, tuple((folder, *_state(folder)) for folder in sys.path)))
+    finders = tuple(id(finder) for finder in sys.meta_path)
+    return list(_found(group, (finders, *((folder, *_state(folder)) for folder in sys.path))))
 
 
 @functools.lru_cache(maxsize=len(WHAT))
 def _found(group: Group, path: tuple[tuple[str | int, ...], ...]) -> tuple[Plugin, ...]:
-    """What `found` says as long as Python's path and its folders are the same: a search reads every package's names."""
+    """What `found` says as long as Python's path, its folders and its finders are the same: a search reads all names.
+
+    A file of entry points that is rewritten in its place is not seen by a process that has read it.
+    """
     return tuple(Plugin(group, entry) for entry in sorted(entry_points(group=group), key=lambda entry: entry.name))
 
 

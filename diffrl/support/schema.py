@@ -24,6 +24,7 @@ import json
 import math
 import numbers
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -166,10 +167,19 @@ def kwargs_words(given: Any) -> Any:
     """
     if not isinstance(given, Mapping):
         return given
+    if odd := [key for key in given if not (isinstance(key, str) and key.isidentifier())]:
+        raise UserError(f"env_kwargs has {shown(odd[0])}; expected names of arguments.")
     try:
-        return tuple(f"{key}={json.dumps(value)}" for key, value in given.items())
+        return tuple(f"{key}={json.dumps(value, default=_plain)}" for key, value in given.items())
     except (TypeError, ValueError) as error:
         raise refusal("env_kwargs", given, f"values that JSON holds ({said_by(error)})") from error
+
+
+def _plain(value: object) -> object:
+    """A number of NumPy's as Python's. Raises TypeError for what JSON does not hold."""
+    if isinstance(value, numbers.Number) and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is none of JSON's types")
 
 
 def parse_kwargs(words: Sequence[str], flag: str = "--env-kwargs") -> dict[str, Any]:
@@ -274,7 +284,9 @@ def _name(hint: Any) -> str:
     hint = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     if hint in _NAMES or not isinstance(hint, type):
         return _NAMES.get(hint, f"an instance of {hint}")
-    return f"an instance of {hint.__name__} ({hint.__module__})"
+    top = hint.__module__.partition(".")[0]
+    public = getattr(sys.modules.get(top), hint.__name__, None) is hint
+    return f"an instance of {hint.__name__} ({top if public else hint.__module__})"
 
 
 def _number(value: Any, kind: type, where: str, allowed: Range) -> Any:

@@ -1,8 +1,9 @@
-"""What a caller set of torch, its default dtype, no_grad or inference_mode, changes nothing of training and acting."""
+"""What a caller set of torch, default dtype, no_grad, inference_mode or autocast, changes no training and no acting."""
 
 import contextlib
 import filecmp
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,11 @@ def double() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-STATES = pytest.mark.parametrize("state", [double, torch.no_grad, torch.inference_mode])
+def half() -> contextlib.AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+STATES = pytest.mark.parametrize("state", [double, torch.no_grad, torch.inference_mode, half])
 
 
 def found() -> tuple[torch.dtype, bool, bool]:
@@ -44,6 +49,28 @@ def test_the_callers_state_comes_back_after_an_error_too(state: State) -> None:
             assert found() == (torch.float32, True, False)
             raise KeyError
         assert found() == before
+
+
+def test_blocks_of_threads_that_overlap_give_the_callers_type_back_with_the_last() -> None:
+    """And each sees float32 to its end, also where the block that was entered first is left first."""
+    entered, leave, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with torch.no_grad(), usual_torch():
+            entered.set()
+            leave.wait(10)
+            seen.append(torch.get_default_dtype())
+
+    with double():
+        thread = threading.Thread(target=other)
+        with usual_torch():
+            thread.start()
+            assert entered.wait(10)
+        seen.append(torch.get_default_dtype())
+        leave.set()
+        thread.join()
+        assert seen == [torch.float32, torch.float32]
+        assert torch.get_default_dtype() == torch.float64
 
 
 @STATES

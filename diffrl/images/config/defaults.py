@@ -37,7 +37,7 @@ def implied(given: Mapping[str, Any], builtin: Callable[[str], bool]) -> Mapping
     UserError for a reward that is an object: a run's folder holds its name alone.
     """
     for name in ("reward", "held_out"):
-        if callable(given.get(name)):
+        if not isinstance(given.get(name), str | int | float | None):
             raise UserError(
                 f"{name} is {shown(given[name])}; expected text, by which a run is resumed: a function or an object of "
                 f'yours is named by its file, {name}="python:FILE.py#NAME", or by an entry point of diffrl.rewards.'

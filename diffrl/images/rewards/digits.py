@@ -23,6 +23,7 @@ from diffrl.images.rewards.base import Metadata
 from diffrl.support.errors import UserError
 from diffrl.support.files import atomic_path, cache_directory, plain_file
 from diffrl.support.folder import say_once
+from diffrl.support.machine import usual_torch
 from diffrl.support.seeds import undrawn
 
 HALF = 750
@@ -125,17 +126,23 @@ def _network(held_out: bool) -> nn.Module:
     )
 
 
+@usual_torch()
 def classifier(held_out: bool = False) -> nn.Module:
     """The trained network, frozen; trained at first use (seconds) and kept in the cache folder, `models/`.
 
-    The same on every call on a machine. A file that cannot be read, or is another version's, is made again.
+    The same on every call on a machine. A file that cannot be read, is another version's, or is not in float32, as a
+    caller's default type once made it, is made again.
     """
     path = cache_directory() / "models" / ("digit-held-out-1.safetensors" if held_out else "digit-1.safetensors")
     with undrawn():
         network = _network(held_out)
     try:
-        network.load_state_dict(safetensors.torch.load_file(plain_file(path)))
+        state = safetensors.torch.load_file(plain_file(path))
+        network.load_state_dict(state)
+        usable = all(tensor.dtype == torch.float32 for tensor in state.values())
     except (OSError, SafetensorError, RuntimeError):
+        usable = False
+    if not usable:
         network = train(held_out)
         with atomic_path(path) as temporary:
             safetensors.torch.save_file(network.state_dict(), temporary)

@@ -22,6 +22,7 @@ from diffrl.images.models.emoji import WEIGHTS
 from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_tensors
+from diffrl.support.machine import usual_torch
 from diffrl.support.seeds import undrawn
 
 SIDE = 32
@@ -117,6 +118,7 @@ def untrained(which: Which) -> nn.Sequential:
     )
 
 
+@usual_torch()
 def network(which: Which) -> nn.Module:
     """The trained network, frozen. Raises Damaged where the package's file is not as it was shipped."""
     with undrawn():  # the caller's generator is not ours

@@ -19,6 +19,7 @@ from diffrl.images.rewards.base import Metadata, RewardError
 from diffrl.images.rewards.emoji import to_32x32
 from diffrl.support.errors import UserError
 from diffrl.support.folder import read_tensors
+from diffrl.support.machine import usual_torch
 from diffrl.support.seeds import undrawn
 
 FILE = WEIGHTS / "emoji-clip.safetensors"
@@ -69,6 +70,7 @@ def tokens_of(prompts: Sequence[str]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
 
 
+@usual_torch()
 def towers() -> Towers:
     """The trained towers, frozen. Raises Damaged where the package's file is not as it was shipped."""
     with undrawn():

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from diffrl.images.rewards import ask, digits, parse
@@ -124,6 +125,22 @@ def test_a_broken_file_in_the_cache_is_made_again(tmp_path: Path, monkeypatch: p
     again = digits.classifier(True).state_dict()
     assert all(torch.equal(made[name], again[name]) for name in made)
     assert path.read_bytes() == written
+
+
+def test_a_classifier_that_was_kept_in_another_type_is_made_again(cache: Path) -> None:
+    """As a caller's default type left it once."""
+    expected = {name: value.clone() for name, value in digits.classifier().state_dict().items()}
+    (file,) = (cache / "models").glob("digit-1.safetensors")
+    safetensors.torch.save_file({name: value.double() for name, value in expected.items()}, file)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = digits.classifier().state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for state in (again, safetensors.torch.load_file(file)):
+        assert all(
+            torch.equal(state[name], value) and state[name].dtype == value.dtype for name, value in expected.items()
+        )
 
 
 def test_fitting_the_digit_classifier_draws_nothing_of_numpys_global_generator() -> None:
