@@ -51,10 +51,7 @@ PYTHON_NOT_RUN = {
     ("docs/from_flow_grpo.md", "config.pretrained"): "flow_grpo's own code",
     ("docs/from_d3rlpy.md", "d3rlpy.algos"): "d3rlpy's own code",
     ("docs/from_d3rlpy.md", "buffer.h5"): "needs a file of d3rlpy's; tests/data/test_layouts.py makes one, and runs it",
-    (
-        "docs/from_d3rlpy.md",
-        "synthetic.hdf5",
-    ): "needs synthetic rows; tests/data/test_layouts.py makes some, and runs it",
+    ("docs/from_d3rlpy.md", "synthetic.hdf5"): "needs synthetic rows: tests/data/test_layouts.py, which runs it",
     ("docs/supervised.md", "from_pretrained"): "diffusers' own loading; tests/images compare what is loaded",
 }
 """Python that only compiles: a page, a word of the block, and why."""

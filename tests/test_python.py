@@ -196,7 +196,7 @@ def test_paths_and_arguments_by_name_are_taken_as_python_has_them() -> None:
     assert (config.dataset, config.env_kwargs) == ("mine.hdf5", ("g=2.0", "n=3"))
 
 
-def test_settings_of_a_class_that_was_loaded_anew_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_class_that_was_loaded_anew_are_taken() -> None:
     """A notebook that reloads modules has objects of both classes."""
     config = diffrl.configuration("iql", dataset=DATA)
     copied = dataclasses.make_dataclass("IQL", [], bases=(agents.IQL,), frozen=True)

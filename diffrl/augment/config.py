@@ -14,7 +14,7 @@ from diffrl.data.config import HDF5_SUFFIXES, ActionUnits, TimeLimitTerminals
 from diffrl.support.errors import UserError, nearest, shown
 from diffrl.support.files import path_of, same_place, typed
 from diffrl.support.folder import read_json
-from diffrl.support.schema import check, refusal
+from diffrl.support.schema import check, kwargs_words
 
 Mix = Literal["replace", "append"]
 
@@ -67,8 +67,7 @@ class Request:
     """Replace the data set if it exists."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.env_kwargs, Mapping):
-            object.__setattr__(self, "env_kwargs", _words(self.env_kwargs))
+        object.__setattr__(self, "env_kwargs", kwargs_words(self.env_kwargs))  # from Python
         check(self)
         if self.samples is not None and self.ratio is not None:
             raise UserError("--samples and --ratio both say how many rows to generate: give one of them.")
@@ -177,24 +176,6 @@ def _others(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         for name, value in wanted.items()
         if name in there and there[name] != value and None not in (there[name], value)  # None: whatever it comes to
     ][:2]
-
-
-def _words(kwargs: Mapping[str, object]) -> tuple[str, ...]:
-    """Arguments by name as the words KEY=VALUE that the command line has; scalars of NumPy are taken as numbers.
-
-    Raises UserError for a value without JSON.
-    """
-
-    def number(value: Any) -> Any:
-        found = value.item() if getattr(value, "shape", None) == () else value
-        if not isinstance(found, bool | int | float | str):
-            raise TypeError(f"{type(value).__name__} is no such value")
-        return found
-
-    try:
-        return tuple(f"{key}={json.dumps(value, default=number)}" for key, value in kwargs.items())
-    except (TypeError, ValueError) as error:
-        raise refusal("--env-kwargs", dict(kwargs), f"values that JSON holds ({error})") from error
 
 
 def finished(out: str) -> UserError:

@@ -163,7 +163,7 @@ def refusal(field: str, value: object, expected: str) -> UserError:
 def kwargs_words(given: Any) -> Any:
     """Arguments by name, a mapping, as the words KEY=VALUE that `parse_kwargs` reads; anything else as it is.
 
-    Raises UserError for values that JSON does not hold.
+    Scalars of NumPy are taken as numbers. Raises UserError for values that JSON does not hold.
     """
     if not isinstance(given, Mapping):
         return given
@@ -175,11 +175,12 @@ def kwargs_words(given: Any) -> Any:
         raise refusal("env_kwargs", given, f"values that JSON holds ({said_by(error)})") from error
 
 
-def _plain(value: object) -> object:
-    """A number of NumPy's as Python's. Raises TypeError for what JSON does not hold."""
-    if isinstance(value, numbers.Number) and hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is none of JSON's types")
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy's as Python's. Raises TypeError for what JSON does not hold."""
+    found = value.item() if getattr(value, "shape", None) == () else value
+    if not isinstance(found, bool | int | float | str):
+        raise TypeError(f"{type(value).__name__} is no such value")
+    return found
 
 
 def parse_kwargs(words: Sequence[str], flag: str = "--env-kwargs") -> dict[str, Any]:
