@@ -94,7 +94,7 @@ def settle() -> None:
 
 _default_type = threading.Lock()
 _before: list[Any] = []
-"""The caller's default type, while blocks of `usual_torch` are in float32: one entry a block."""
+"""A type for each block of `usual_torch` that set float32: the caller's, and float32 for those within or beside it."""
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def usual_torch() -> Iterator[None]:
         yield
         return
     with _default_type:
-        _before.append(_before[0] if _before else torch.get_default_dtype())
+        _before.append(torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
     try:
         with (
@@ -128,9 +128,7 @@ def usual_torch() -> Iterator[None]:
             yield
     finally:
         with _default_type:
-            before = _before.pop()
-            if not _before:
-                torch.set_default_dtype(before)
+            torch.set_default_dtype(_before.pop())
 
 
 @contextmanager
